@@ -1,0 +1,114 @@
+"""The tables of flag bits: for pixels, for frames (epochs) and for sources (stars, per epoch).
+
+Every bit has a value, a name, a meaning and what a user can do about it. Values are part of the output files:
+they are never reused or renumbered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["FRAME_FLAGS", "PIXEL_FLAGS", "SOURCE_FLAGS", "Flag", "FlagTable"]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One bit: its value (a power of two), name, meaning and remedy."""
+
+    value: int
+    name: str
+    meaning: str
+    remedy: str
+
+
+class FlagTable:
+    """An ordered set of flag bits with an attribute for each value.
+
+    Examples
+    --------
+    >>> FRAME_FLAGS.deconvolving
+    4
+    >>> FRAME_FLAGS.decode(5)
+    ('no_convergence', 'deconvolving')
+    """
+
+    def __init__(self, *flags: Flag) -> None:
+        values = [f.value for f in flags]
+        if len(set(values)) != len(values) or any(v <= 0 or v & (v - 1) for v in values):
+            raise ValueError(f"flag values must be distinct powers of two, got {values}")
+        self.flags = flags
+
+    def __getattr__(self, name: str) -> int:
+        for flag in self.__dict__.get("flags", ()):
+            if flag.name == name:
+                return flag.value
+        raise AttributeError(f"no flag named {name!r}")
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self.flags)
+
+    def decode(self, value: int) -> tuple[str, ...]:
+        """Names of the bits that are set in `value`; unknown bits as ``bit_N``."""
+        left, names = int(value), []
+        for flag in self.flags:
+            if left & flag.value:
+                names.append(flag.name)
+                left &= ~flag.value
+        names += [f"bit_{b}" for b in range(left.bit_length()) if left >> b & 1]
+        return tuple(names)
+
+    def to_markdown(self) -> str:
+        """Return the table as Markdown, for documentation."""
+        rows = ["| value | name | meaning | what to do |", "| --- | --- | --- | --- |"]
+        rows += [f"| {f.value} | `{f.name}` | {f.meaning} | {f.remedy} |" for f in self.flags]
+        return "\n".join(rows)
+
+
+#: Bits of a pixel mask. The first four are those of the LCO/BANZAI bad-pixel mask.
+PIXEL_FLAGS = FlagTable(
+    Flag(1, "bad", "bad pixel of the detector", "none needed"),
+    Flag(2, "saturated", "at or above the saturation level", "use shorter exposures for this star"),
+    Flag(4, "low_qe", "low quantum efficiency", "none needed"),
+    Flag(8, "cosmic_ray", "hit by a cosmic ray", "none needed"),
+    Flag(16, "no_data", "outside the frame, or not a finite number", "take a smaller region"),
+    Flag(32, "reference", "a masked reference pixel lies under the kernel", "use another or a stacked reference"),
+    Flag(64, "border", "too near the border of the region for the kernel", "take a larger region"),
+    Flag(128, "clipped", "rejected in the kernel fit: far from the model (still measured)", "look at the difference"),
+)
+
+#: Bits of a frame (epoch); also the status bits of a `DifferenceStack`.
+FRAME_FLAGS = FlagTable(
+    Flag(1, "no_convergence", "the iterative solve did not converge; the direct one was used", "look at the reference"),
+    Flag(2, "singular", "normal matrix singular: kernel from its well-determined part only",
+         "smaller kernel, larger region or lower degree"),
+    Flag(4, "deconvolving", "the reference is less sharp than the image: noise is amplified",
+         "use a sharper reference"),
+    Flag(8, "no_pixels", "fewer good pixels than unknowns: no solution", "check the mask; take a larger region"),
+    Flag(16, "resampled", "the image was resampled onto the reference's grid", "none needed"),
+    Flag(32, "bad_chi2", "chi^2 per pixel of the fit far from 1", "check gain and read noise, degree and kernel size"),
+    Flag(64, "gain_guessed", "gain missing or implausible: noise taken from the data", "give the gain"),
+    Flag(128, "saturation_guessed", "saturation level taken from the dtype or from the data", "give the saturation"),
+    Flag(256, "bad_scale", "photometric scale not positive or with an error above 10 %",
+         "check for clouds and for the reference"),
+    Flag(512, "poor_registration", "registration rms above the stated limit", "check the star matches"),
+    Flag(1024, "partly_outside", "part of the region lies outside this frame", "take a smaller region"),
+    Flag(2048, "is_reference", "this frame is the reference (or part of it): its differences are not independent",
+         "leave it out of statistics"),
+    Flag(4096, "not_finite", "no finite pixel in the image, or the solution is not finite", "check the file"),
+    Flag(8192, "scale_mismatch", "constant stars disagree with the kernel's photometric scale by more than 3 sigma",
+         "check flat field and background"),
+)
+
+#: Bits of one star in one epoch (or of a star over all epochs in SOURCES).
+SOURCE_FLAGS = FlagTable(
+    Flag(1, "masked_pixels", "masked pixels in the aperture: flux not measured, or from part of it", "use with care"),
+    Flag(2, "saturated", "saturated pixel in the aperture, in the image or in the reference", "do not use"),
+    Flag(4, "outside", "aperture not fully inside the region: not measured", "take a larger region"),
+    Flag(8, "reference_masked", "masked reference pixel under the aperture and the kernel", "use another reference"),
+    Flag(16, "no_reference_flux", "flux on the reference not measurable or not positive", "use flux_diff"),
+    Flag(32, "clipped_pixels", "pixels in the aperture were rejected in the kernel fit (variable, or cosmic ray)",
+         "look at the difference"),
+    Flag(64, "neighbour", "another star within the aperture: shares its flux", "use PSF fluxes"),
+    Flag(128, "variable", "varies by more than its errors say (SOURCES only)", "have a look: it may be interesting"),
+    Flag(256, "limit", "total flux below 3 sigma: magnitude is an upper limit", "use the flux"),
+)
