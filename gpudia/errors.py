@@ -52,12 +52,12 @@ class FrameError(GpudiaError):
         The file; put before the reason in the message.
     """
 
-    def __init__(self, reason, path=None):
+    def __init__(self, reason: object, path: object = None) -> None:
         self.reason = str(reason)
         self.path = None if path is None else str(path)
         super().__init__(self.reason if path is None else f"{self.path}: {self.reason}")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[str, str | None]]:
         return type(self), (self.reason, self.path)
 
 

@@ -1,0 +1,85 @@
+"""The NumPy backend: SciPy's FFT and LAPACK, images spread over the cores that this process may use."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import scipy.fft
+from scipy.linalg import lapack
+from threadpoolctl import threadpool_limits
+
+from gpudia.backend.base import Backend
+
+__all__ = ["cores", "make_numpy_backend"]
+
+_inside_pool = threading.local()
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use (its affinity, not the machine's count)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _fft_workers() -> int:
+    return 1 if getattr(_inside_pool, "yes", False) else cores()
+
+
+def _rfft2(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return scipy.fft.rfft2(array, s=shape, workers=_fft_workers())
+
+
+def _irfft2(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return scipy.fft.irfft2(array, s=shape, workers=_fft_workers())
+
+
+def _inverse_spd(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    inverse, ok = np.full_like(a, np.nan), np.zeros(len(a), bool)
+    for i, matrix in enumerate(a):
+        if not np.isfinite(matrix).all():
+            continue
+        factor, failed = lapack.dpotrf(matrix, lower=1)
+        if failed:
+            continue
+        lower, failed = lapack.dpotri(factor, lower=1)
+        lower = np.tril(lower)
+        inverse[i] = lower + np.tril(lower, -1).T
+        ok[i] = not failed
+    return inverse, ok
+
+
+def _free_bytes() -> int:
+    try:
+        with open("/proc/meminfo") as lines:
+            fields = dict(line.split(":") for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return 2 << 30
+
+
+def _run_all(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Map over the cores; inside, BLAS and FFT keep to one thread each so that cores are not shared."""
+    items = list(items)
+    workers = min(cores(), len(items))
+    if workers < 2 or getattr(_inside_pool, "yes", False):
+        return [function(item) for item in items]
+
+    def mark() -> None:
+        _inside_pool.yes = True
+
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers, initializer=mark) as pool:
+        return list(pool.map(function, items))
+
+
+def make_numpy_backend() -> Backend:
+    """Return the backend of NumPy arrays."""
+    return Backend(
+        name="numpy", xp=np, array_type=np.ndarray, upload=lambda a: a, download=np.asarray,
+        rfft2=_rfft2, irfft2=_irfft2, inverse_spd=_inverse_spd, eigh=np.linalg.eigh,
+        free_bytes=_free_bytes, at_once=lambda _: 1, tile_side=256, run_all=_run_all,
+        device=f"cpu, {cores()} cores",
+    )

@@ -1,0 +1,17 @@
+"""The numbers: arrays in, arrays out, on whichever backend they live. No FITS, no WCS, no logging, no transfers."""
+
+from gpudia.model.plan import ReferencePlan, subtract
+from gpudia.model.polynomials import count_terms, evaluate_terms, exponents
+from gpudia.model.stack import DifferenceStack
+from gpudia.model.support import check_kernel_size, kernel_support
+
+__all__ = [
+    "DifferenceStack",
+    "ReferencePlan",
+    "check_kernel_size",
+    "count_terms",
+    "evaluate_terms",
+    "exponents",
+    "kernel_support",
+    "subtract",
+]

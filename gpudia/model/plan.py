@@ -1,0 +1,279 @@
+"""`ReferencePlan`: what all images against one reference share, made once and used for every batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gpudia.backend import backend_of
+from gpudia.errors import InputError
+from gpudia.model.assemble import StackBuilder
+from gpudia.model.convolver import TileConvolver
+from gpudia.model.design import Design
+from gpudia.model.fit import Fit, FitSettings, Fitter
+from gpudia.model.inputs import planes_of, uniform_stack
+from gpudia.model.iterative import SharedPreconditioner
+from gpudia.model.noise import ImageNoise
+from gpudia.model.planes import median_of
+from gpudia.model.reference import prepare_reference
+from gpudia.model.stack import DifferenceStack
+from gpudia.model.support import check_kernel_size, kernel_support
+from gpudia.model.tiles import choose_tiling
+
+__all__ = ["ReferencePlan", "subtract"]
+
+#: Planes of float64 that the fit of one image holds at the same time (measured with bench/direct_solver.py).
+_PLANES_PER_IMAGE = 24
+
+
+def _number(name: str, value: Any, low: float, rule: str, integer: bool = False) -> Any:
+    kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or value < low:
+        raise InputError(f"{name} must be {rule}, got {value!r}")
+    return int(value) if integer else float(value)
+
+
+class ReferencePlan:
+    """A reference made ready: its transform, polynomials, noise and shared normal matrix.
+
+    The model of an image I is
+
+        I(x) = sum_p p_p(x) (R (x) k_p)(x) + sum_q b_q p_q(x) + noise
+
+    with a pixel-grid kernel [1]_, polynomials in coordinates scaled to -1 .. 1 [2]_, solved by weighted least squares.
+
+    Parameters
+    ----------
+    reference : array (H, W), masked array, NDData or CCDData
+        ADU. The plan lives on the backend of this array.
+    kernel_size : int
+        Side K of the kernel, odd, pixels.
+    error : array (H, W), optional
+        One sigma of the reference, ADU: its noise enters the variance through the kernel squared. Without it the
+        reference counts as free of noise.
+    mask : array (H, W), optional
+        True (or non-zero) = ignore. Grown by the kernel.
+    spatial_degree : int
+        Degree of the kernel's variation over the frame, 0 (constant) and up.
+    background_degree : int
+        Degree of the background polynomial, 0 and up.
+    support : {"square", "circle"}
+        Free pixels of the kernel: all, or those within K/2 of its centre.
+    gain, read_noise : float, optional
+        e-/ADU and e- of the images; used for images that come without errors.
+    passes : int
+        Passes of weights and clipping. Fewer are done when nothing changes any more.
+    clip : float
+        Pixels further than this many sigma from the model are left out of the fit, grown by one pixel; they are still
+        subtracted. ``math.inf`` clips nothing.
+    solver : {"auto", "direct", "iterative"}
+        How the last pass is solved: "direct" sums the exact normal matrix and factorises it, "iterative" uses
+        preconditioned conjugate gradients with FFTs. They agree to 1e-6 of the kernel's peak. "auto" is iterative.
+        An iterative solve that does not converge is flagged and done directly.
+    covariance : {"exact", "shared"}
+        "exact" inverts each image's own normal matrix (always so with the direct solver); "shared" takes the shared
+        matrix of the reference scaled by the weights, with the image's exact scale error put in: many times faster;
+        the errors of single kernel pixels are then estimates.
+    rtol : float
+        Accuracy of the iterative solution in units of the signal-to-noise ratio of all the data.
+    max_iterations : int
+        For one pass.
+
+    Raises
+    ------
+    InputError
+        If an argument breaks its rule.
+
+    Notes
+    -----
+    Plans hold no state of the images: batches in any order give the same results.
+
+    References
+    ----------
+    .. [1] Bramich 2008, MNRAS 386, L77
+    .. [2] Bramich et al. 2013, MNRAS 428, 2275
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpudia import ReferencePlan
+    >>> reference = np.random.default_rng(1).normal(size=(60, 60))
+    >>> stack = ReferencePlan(reference, 5, background_degree=0).subtract(2 * reference + 7)
+    >>> print(round(float(stack.scale[0]), 6), round(float(stack.background[0, 0]), 6))
+    2.0 7.0
+    """
+
+    def __init__(self, reference: Any, kernel_size: int, *, error: Any = None, mask: Any = None,
+                 spatial_degree: int = 0, background_degree: int = 1, support: str = "square",
+                 gain: float | None = None, read_noise: float = 0.0, passes: int = 3, clip: float = 5.0,
+                 solver: str = "auto", covariance: str = "exact", rtol: float = 1e-9,
+                 max_iterations: int = 200) -> None:
+        reference, error, mask = planes_of(reference, error, mask, "reference")
+        if reference.ndim != 2:
+            raise InputError(f"reference must have two axes (y, x), got shape {tuple(reference.shape)}")
+        self.backend = backend_of(reference)
+        self.shape = (int(reference.shape[0]), int(reference.shape[1]))
+        self.kernel_size = check_kernel_size(kernel_size, self.shape)
+        spatial_degree = _number("spatial_degree", spatial_degree, 0, "an integer of 0 or more", integer=True)
+        background_degree = _number("background_degree", background_degree, 0, "an integer of 0 or more", integer=True)
+        self.settings = _settings(passes, clip, solver, covariance, rtol, max_iterations, gain, read_noise)
+        self.exact_covariance = self.settings.covariance == "exact" or self.settings.solver == "direct"
+        self.support = kernel_support(self.kernel_size, support)
+        self.reference = prepare_reference(reference, error, mask)
+        self._build(spatial_degree, background_degree)
+
+    def _build(self, spatial_degree: int, background_degree: int) -> None:
+        xp, prepared = self.backend.xp, self.reference
+        tiling = choose_tiling(self.shape, self.kernel_size, self.backend.tile_side)
+        # Without its sky the reference is no multiple of the constant background: the equations stay well conditioned.
+        # The background must have the kernel's terms for that; it is put right again in `_uncentred`.
+        sky = median_of(xp.where(prepared.good, prepared.data, xp.nan).reshape(1, -1))[0]
+        self._centred = background_degree >= spatial_degree
+        self._sky = xp.where(xp.isfinite(sky), sky, 0.0) if self._centred else xp.zeros(())
+        data = prepared.data - self._sky
+        self.design = Design(data, tiling, self.support, spatial_degree, background_degree)
+        base = Design(data, tiling, self.support, 0, 0) if spatial_degree else self.design
+        self._reference_ok = self._usable_rows(tiling)
+        weights = xp.where(self._reference_ok, tiling.split(prepared.weights), 0.0)[None]
+        preconditioner = SharedPreconditioner(self.design, base, weights)
+        noise = None if prepared.variance is None else TileConvolver(prepared.variance, tiling)
+        self.fitter = Fitter(self.design, preconditioner, noise, self.settings)
+
+    def _usable_rows(self, tiling: Any) -> Any:
+        """Valid pixels with nothing but good reference pixels under the kernel, bool (T, h, w)."""
+        xp = self.backend.xp
+        bad = TileConvolver((~self.reference.good).astype(xp.float64), tiling)
+        support = self.design.unpack(xp.ones((1, self.design.n_parameters)))[0][:, 0]
+        touched = bad.convolve(bad.transform(support))[0] > 0.5
+        inside = tiling.split(xp.ones(self.shape, dtype=bool))
+        return inside & ~touched
+
+    def subtract(self, images: Any, errors: Any = None, masks: Any = None, *,
+                 keep: tuple[str, ...] = ()) -> DifferenceStack:
+        """Solve kernel and background of every image and subtract.
+
+        Parameters
+        ----------
+        images : array (B, H, W) or (H, W), or a list of images
+            ADU, on the plan's backend. Integers, any byte order, masked arrays, NDData and CCDData are accepted.
+        errors : array of the same shape, optional
+            One sigma, ADU. Without them the noise comes from the plan's gain and read noise, else from the residuals.
+        masks : array of the same shape, optional
+            True (or non-zero) = ignore.
+        keep : tuple of str
+            What to keep beside the usual: "covariance", "image_variance".
+
+        Returns
+        -------
+        DifferenceStack
+
+        Raises
+        ------
+        InputError
+            If shapes or backends do not fit. An image that cannot be solved raises nothing: it has a `status`.
+        """
+        unknown = set(keep) - {"covariance", "image_variance"}
+        if unknown:
+            raise InputError(f"keep must hold 'covariance' and 'image_variance' only, got {sorted(unknown)}")
+        images, errors, masks = uniform_stack(images, errors, masks, self.shape)
+        if backend_of(images).name != self.backend.name:
+            raise InputError(f"images must be on the plan's backend {self.backend.name}, got {backend_of(images).name}")
+        size = 8 * _PLANES_PER_IMAGE * self.shape[0] * self.shape[1] + 8 * 4 * self.design.n_parameters**2
+        step = self.backend.at_once(size)
+        out = StackBuilder(self.design, images, self._reference_ok, keep)
+
+        def one_group(start: int) -> None:
+            group = slice(start, start + step)
+            self._subtract_group(group, images[group], None if errors is None else errors[group],
+                                 None if masks is None else masks[group], out)
+
+        self.backend.run_all(one_group, range(0, len(images), step))
+        return out.stack("exact" if self.exact_covariance else "shared")
+
+    def _subtract_group(self, group: slice, images: Any, errors: Any, masks: Any, out: StackBuilder) -> None:
+        xp, tiling = self.backend.xp, self.design.tiling
+        data = images.astype(xp.float64)
+        finite = xp.isfinite(data)
+        good = finite if masks is None else finite & (masks == 0)
+        if errors is not None:
+            errors = errors.astype(xp.float64)
+            good = good & xp.isfinite(errors) & (errors > 0)
+        data = xp.where(good, data, 0.0)
+        noise = ImageNoise(data, good, errors, self.settings.gain, self.settings.read_noise, tiling)
+        usable = tiling.split(good) & self._reference_ok
+        fit = self.fitter.fit(tiling.split(data), usable, noise)
+        out.put(group, images, finite, good, self._uncentred(fit))
+
+    def _uncentred(self, fit: Fit) -> Fit:
+        """Coefficients and covariance of the model with the reference as it came: b_p -= sky * sum k_p."""
+        xp, m, P, n = self.backend.xp, self.design.n_kernel, self.design.n_spatial, self.design.n_parameters
+        a, C = fit.coefficients, fit.covariance
+        if self._centred:
+            first = P * m
+            a, C = a.copy(), C.copy()
+            a[:, first:first + P] -= self._sky * a[:, :first].reshape(-1, P, m).sum(axis=2)
+            C[:, first:first + P, :] -= self._sky * C[:, :first, :].reshape(-1, P, m, n).sum(axis=2)
+            C[:, :, first:first + P] -= self._sky * C[:, :, :first].reshape(-1, n, P, m).sum(axis=3)
+        if not self.exact_covariance:
+            C = self._shared_covariance(C[0], fit)
+        variances = xp.diagonal(C, axis1=-2, axis2=-1)
+        return replace(fit, coefficients=a, covariance=C, variances=variances)
+
+    def _shared_covariance(self, C: Any, fit: Fit) -> Any:
+        """Estimate of each image's covariance: the shared one by the ratio of weights, made exact for the scale.
+
+        s C + (sigma_P^2 - s 1^T C 1) v v^T with v = C 1 / (1^T C 1): a rank-one change, still positive semi-definite.
+        """
+        m = self.design.n_kernel
+        s = (self.fitter.preconditioner.total_weight / fit.total_weight)[:, None, None]
+        row = C[:, :m].sum(axis=1)
+        scale_variance = row[:m].sum()
+        v = row / scale_variance
+        missing = fit.scale_variance[:, None, None] - s * scale_variance
+        return s * C + missing * (v[:, None] * v)
+
+
+def _settings(passes: Any, clip: Any, solver: Any, covariance: Any, rtol: Any, max_iterations: Any, gain: Any,
+              read_noise: Any) -> FitSettings:
+    if solver not in ("auto", "direct", "iterative"):
+        raise InputError(f"solver must be 'auto', 'direct' or 'iterative', got {solver!r}")
+    if covariance not in ("exact", "shared"):
+        raise InputError(f"covariance must be 'exact' or 'shared', got {covariance!r}")
+    if not clip > 0:
+        raise InputError(f"clip must be positive, got {clip!r}")
+    if gain is not None and not (math.isfinite(gain) and gain > 0):
+        raise InputError(f"gain must be positive (e-/ADU) or None, got {gain!r}")
+    return FitSettings(
+        passes=_number("passes", passes, 1, "an integer of 1 or more", integer=True), clip=float(clip),
+        solver="iterative" if solver == "auto" else solver, covariance=covariance,
+        rtol=_number("rtol", rtol, 1e-14, "at least 1e-14"),
+        max_iterations=_number("max_iterations", max_iterations, 1, "an integer of 1 or more", integer=True),
+        gain=None if gain is None else float(gain), read_noise=_number("read_noise", read_noise, 0, "0 or more (e-)"),
+    )
+
+
+def subtract(reference: Any, images: Any, errors: Any = None, masks: Any = None, *, kernel_size: int,
+             error: Any = None, mask: Any = None, keep: tuple[str, ...] = (), **settings: Any) -> DifferenceStack:
+    """Subtract a reference from one or many images: builds a `ReferencePlan`, uses it once and drops it.
+
+    Parameters
+    ----------
+    reference : array (H, W)
+    images : array (B, H, W) or (H, W)
+    errors, masks : arrays like `images`, optional
+        One sigma, ADU; True = ignore.
+    kernel_size : int
+        Odd, pixels.
+    error, mask : arrays like `reference`, optional
+    keep, **settings
+        As `ReferencePlan` and its `subtract` take them.
+
+    Returns
+    -------
+    DifferenceStack
+    """
+    plan = ReferencePlan(reference, kernel_size, error=error, mask=mask, **settings)
+    return plan.subtract(images, errors, masks, keep=keep)

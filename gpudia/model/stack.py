@@ -1,0 +1,123 @@
+"""The result of a subtraction: a stack of differences with everything that belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from gpudia.backend import to_host
+from gpudia.errors import InputError
+from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
+from gpudia.model.polynomials import evaluate_terms
+
+__all__ = ["DifferenceStack"]
+
+
+@dataclass(frozen=True)
+class DifferenceStack:
+    """Differences of B images against one reference; arrays of the backend that the images were on.
+
+    Attributes
+    ----------
+    difference, model, variance : (B, H, W)
+        I - M and M, ADU of the image, and the variance of the difference (image noise plus the reference's noise
+        through the kernel squared), ADU^2. NaN where the model is not defined: a border of K//2, pixels whose kernel
+        footprint touches a masked reference pixel, and pixels that are not finite in the image. float32 for float32
+        images, else float64.
+    flags : (B, H, W), uint8
+        Bits of `gpudia.flags.PIXEL_FLAGS`.
+    kernel : (B, K, K), float64
+        Kernel at the centre of the frame; ``kernel[K//2, K//2]`` multiplies the reference pixel itself.
+    coefficients : (B, P_k, K, K)
+        Kernel of each spatial polynomial term (1; x, y; x^2, xy, y^2; ... of coordinates scaled to -1 .. 1).
+    kernel_error : (B, K, K)
+        One sigma of `kernel`, from the diagonal of the covariance. NaN when ``covariance="none"``.
+    background, background_error : (B, P_b)
+        Coefficients of the background polynomial, in the same order of terms, and one sigma.
+    scale, scale_error : (B,)
+        Photometric scale (target flux over reference flux) at the centre of the frame: the sum of the kernel, with
+        the error sqrt(1^T C 1) of the full covariance.
+    chi2 : (B,)
+        chi^2 per degree of freedom over the pixels used in the fit.
+    n_pixels, n_clipped : (B,)
+        Number of pixels used, and rejected by clipping.
+    status : (B,), int32
+        Bits of `gpudia.flags.FRAME_FLAGS`; 0 is good. `failed` says which images have no result.
+    iterations : (B,)
+        Conjugate-gradient iterations, all passes together.
+    noise_gain : (B,)
+        sqrt(sum k^2) / scale; above 1 the kernel deconvolves and amplifies the reference's noise.
+    covariance : (B, n, n) or None
+        Covariance of the coefficients (kernel terms over the support, then background). Kept on request.
+    image_variance : (B, H, W) or None
+        Variance of the image's own noise. Kept on request.
+    support : (K, K) bool, host
+        Pixels of the kernel that were free.
+    covariance_kind : {"exact", "shared"}
+        "shared" is the shared reference's matrix, scaled to each image's exact scale error: an estimate.
+    """
+
+    difference: Any
+    model: Any
+    variance: Any
+    flags: Any
+    kernel: Any
+    coefficients: Any
+    kernel_error: Any
+    background: Any
+    background_error: Any
+    scale: Any
+    scale_error: Any
+    chi2: Any
+    n_pixels: Any
+    n_clipped: Any
+    status: Any
+    iterations: Any
+    noise_gain: Any
+    covariance: Any
+    image_variance: Any
+    support: np.ndarray
+    covariance_kind: str
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+    @property
+    def mask(self) -> Any:
+        """Pixels to ignore, bool (B, H, W). Clipped pixels are not among them: they were measured."""
+        return (self.flags & (255 - PIXEL_FLAGS.clipped)) != 0
+
+    @property
+    def failed(self) -> Any:
+        """Images without a result, bool (B,): their planes and numbers are NaN."""
+        return (self.status & (FRAME_FLAGS.no_pixels | FRAME_FLAGS.not_finite)) != 0
+
+    def map(self, function: Callable[[Any], Any]) -> DifferenceStack:
+        """Apply a function to every array that lives on the backend."""
+        names = [f.name for f in fields(self) if f.name not in ("support", "covariance_kind")]
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
+        changes: dict[str, Any] = {name: None if a is None else function(a) for name, a in arrays.items()}
+        return replace(self, **changes)
+
+    def to_host(self) -> DifferenceStack:
+        """Copy all arrays to the host."""
+        return self.map(to_host)
+
+    def terms_at(self, x: Any, y: Any) -> np.ndarray:
+        """Values of the kernel's polynomial terms at pixel positions, host, (S, P_k) or (P_k,)."""
+        shape = tuple(self.difference.shape[-2:])
+        degree = round((np.sqrt(8 * self.coefficients.shape[1] + 1) - 3) / 2)
+        return evaluate_terms(degree, x, y, (shape[0], shape[1]))
+
+    def kernel_at(self, image: int, x: Any, y: Any) -> np.ndarray:
+        """Kernel of one image at a position (x, y), host array (K, K), or at several, (S, K, K)."""
+        if not -len(self) <= image < len(self):
+            raise InputError(f"image must be an index below {len(self)}, got {image}")
+        return np.tensordot(self.terms_at(x, y), to_host(self.coefficients[image]), axes=1)
+
+    def scale_at(self, image: int, x: Any, y: Any) -> np.ndarray:
+        """Photometric scale of one image at one position (a number) or at several (S,), host."""
+        return self.kernel_at(image, x, y).sum(axis=(-2, -1))
