@@ -88,8 +88,8 @@ def _in_place(name):
     return method
 
 
-for _op in ("add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod pow rpow matmul rmatmul and rand or ror "
-            "xor rxor lt le gt ge eq ne neg invert abs").split():
+for _op in ("add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod pow rpow matmul rmatmul "
+            "and rand or ror xor rxor lt le gt ge eq ne neg invert abs").split():
     setattr(StrictArray, f"__{_op}__", _method(f"__{_op}__"))
 for _op in "iadd isub imul itruediv iand ior".split():
     setattr(StrictArray, f"__{_op}__", _in_place(f"__{_op}__"))

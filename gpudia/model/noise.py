@@ -28,8 +28,8 @@ _FLOOR = 0.1
 def _pairs_slope(variance: Any, data: Any, near_sky: Any) -> Any:
     """Slope of variance against data over differences of horizontal neighbours, (B,); 0 where they do not follow.
 
-    Neighbours differ by noise; the structure of the sky cancels. A variance that was computed from the noisy data follows
-    every fluctuation (correlation near 1), one that was not follows stars at most.
+    Neighbours differ by noise; the structure of the sky cancels. A variance that was computed from the noisy data
+    follows every fluctuation (correlation near 1), one that was not follows stars at most.
     """
     xp = namespace_of(data)
     both = near_sky[..., 1:] & near_sky[..., :-1]
