@@ -2,16 +2,19 @@
 
 from gpudia.model.plan import ReferencePlan, subtract
 from gpudia.model.polynomials import count_terms, evaluate_terms, exponents
+from gpudia.model.resample import Resampled, resample
 from gpudia.model.stack import DifferenceStack
 from gpudia.model.support import check_kernel_size, kernel_support
 
 __all__ = [
     "DifferenceStack",
     "ReferencePlan",
+    "Resampled",
     "check_kernel_size",
     "count_terms",
     "evaluate_terms",
     "exponents",
     "kernel_support",
+    "resample",
     "subtract",
 ]

@@ -12,7 +12,7 @@ from gpudia.model.design import Design
 from gpudia.model.iterative import SharedPreconditioner, conjugate_gradients
 from gpudia.model.noise import ImageNoise
 from gpudia.model.normal import normal_equations, solve_equations
-from gpudia.model.planes import grow
+from gpudia.model.planes import grow, robust_sigma
 
 __all__ = ["Fit", "FitSettings", "Fitter"]
 
@@ -112,10 +112,11 @@ class Fitter:
             model = self.design.model(a)
             image_variance = noise.of_model(model)
             variance = image_variance + self.reference_noise(a)
-            significance = (data - model) ** 2 / variance
+            deviation = (data - model) / xp.sqrt(variance)
+            significance = deviation**2
             if final:
                 break
-            found = self._grown(good & (significance > settings.clip**2)) & good
+            found = self._outliers(deviation, good)
             new_chi2 = self._mean(significance, good & ~found)
             settled = chi2 is not None and self._settled(clipped, found, chi2, new_chi2)
             clipped, chi2 = found, new_chi2
@@ -141,6 +142,19 @@ class Fitter:
                                 self.settings.max_iterations).solution
         return self.preconditioner.matrix()[None], (x * ones).sum(axis=1)
 
+    def _outliers(self, deviation: Any, good: Any) -> Any:
+        """Good pixels beyond the clip, and the good ones beside them.
+
+        Where the errors given are too small for the whole image, the clip is in units of the true scatter: else a wrong
+        gain would leave nothing to fit.
+        """
+        xp = self.xp
+        spread = robust_sigma(deviation, good)
+        limit = self.settings.clip * xp.where(spread > 1, spread, 1.0)[:, None, None, None]
+        tiling = self.design.tiling
+        found = good & (xp.abs(deviation) > limit)
+        return tiling.split(grow(tiling.join(found, False))) & good
+
     def _mean(self, values: Any, where: Any) -> Any:
         xp = self.xp
         return xp.where(where, values, 0.0).sum(axis=(1, 2, 3)) / xp.maximum(where.sum(axis=(1, 2, 3)), 1)
@@ -148,10 +162,6 @@ class Fitter:
     def _settled(self, clipped: Any, found: Any, chi2: Any, new: Any) -> bool:
         change = (clipped != found).any() | (self.xp.abs(new - chi2) > _SAME_CHI2 * new).any()
         return not scalar(change)
-
-    def _grown(self, tiles: Any) -> Any:
-        tiling = self.design.tiling
-        return tiling.split(grow(tiling.join(tiles, False)))
 
     def _too_few(self, n_pixels: Any) -> Any:
         xp = self.xp

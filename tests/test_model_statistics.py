@@ -1,0 +1,154 @@
+"""Errors that mean what they say: pulls over noise draws, the scale, the passes, what clipping and masks do."""
+
+import numpy as np
+import pytest
+from conftest import star_field
+from scipy.signal import convolve2d
+
+from gpudia.model import ReferencePlan, subtract
+
+SHAPE, K, GAIN, READ_NOISE = (100, 110), 7, 1.5, 8.0
+
+
+def kernel_of(dx=0.3, dy=-0.2, s=1.1, scale=0.8):
+    offset = np.arange(K) - K // 2
+    kernel = np.exp(-((offset[None] - dx) ** 2 + (offset[:, None] - dy) ** 2) / 2 / s**2)
+    return scale * kernel / kernel.sum()
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Noise-free reference, model and its variance."""
+    # one sharp reference (FWHM 2.2 px) so that single kernel pixels are determined, on a sky of 300
+    reference = star_field(SHAPE, seed=11, fwhm=2.2, density=60) + 300.0
+    model = convolve2d(reference, kernel_of(), mode="same") + 40.0
+    return reference, model, model / GAIN + (READ_NOISE / GAIN) ** 2
+
+
+def draws(scene, n, seed=5):
+    _, model, variance = scene
+    return model + np.random.default_rng(seed).normal(size=(n, *SHAPE)) * np.sqrt(variance)
+
+
+@pytest.mark.parametrize("solver", ["direct", "iterative"])
+def test_the_kernel_is_recovered_within_its_covariance(scene, solver):
+    """200 noise draws: (a - truth)^T C^-1 (a - truth) follows chi^2, pulls of every coefficient are N(0, 1)."""
+    reference, _, variance = scene
+    images = draws(scene, 200)
+    stack = subtract(reference, images, np.broadcast_to(np.sqrt(variance), images.shape), kernel_size=K,
+                     solver=solver, clip=np.inf, keep=("covariance",))
+    truth = np.concatenate([kernel_of().ravel(), [40.0, 0.0, 0.0]])
+    found = np.concatenate([stack.kernel.reshape(200, -1), stack.background], axis=1)
+    delta = found - truth
+    distance = np.einsum("bi,bij,bj->b", delta, np.linalg.inv(stack.covariance), delta)
+    n = len(truth)
+    assert distance.mean() == pytest.approx(n, abs=4 * np.sqrt(2 * n / 200))
+    pulls = delta / np.sqrt(np.diagonal(stack.covariance, axis1=1, axis2=2))
+    assert np.abs(pulls.mean(axis=0)).max() < 4.5 / np.sqrt(200)
+    assert np.abs(pulls.std(axis=0) - 1).max() < 4.5 / np.sqrt(2 * 200)
+    scale_pull = (stack.scale - 0.8) / stack.scale_error
+    assert abs(scale_pull.mean()) < 4 / np.sqrt(200)
+    assert scale_pull.std() == pytest.approx(1, abs=4 / np.sqrt(400))
+    assert stack.chi2.mean() == pytest.approx(1, abs=4 * np.sqrt(2 / stack.n_pixels[0] / 200))
+
+
+def test_shared_covariance_has_the_exact_scale_error_and_nearly_the_others(scene):
+    reference, _, variance = scene
+    settings = {"kernel_size": K, "error": np.sqrt(variance) / 5, "keep": ("covariance",)}
+    images = draws(scene, 2)
+    errors = np.broadcast_to(np.sqrt(variance), images.shape)
+    exact = subtract(reference, images, errors, **settings)
+    shared = subtract(reference, images, errors, covariance="shared", **settings)
+    assert (exact.covariance_kind, shared.covariance_kind) == ("exact", "shared")
+    np.testing.assert_allclose(shared.scale_error, exact.scale_error, rtol=1e-4)
+    np.testing.assert_allclose(shared.covariance[:, :K * K, :K * K].sum(axis=(1, 2)), exact.scale_error**2, rtol=1e-3)
+    np.testing.assert_allclose(shared.kernel_error, exact.kernel_error, rtol=0.1)
+
+
+@pytest.mark.parametrize("noise", ["data error plane", "model error plane", "gain", "none"])
+def test_the_scale_is_unbiased_whatever_the_noise_comes_from(scene, noise):
+    """Weights from noisy data would bias it low by 1 to 2 %."""
+    reference, _, variance = scene
+    images = draws(scene, 40, seed=9)
+    errors = {"data error plane": np.sqrt(np.maximum(images, 0) / GAIN + (READ_NOISE / GAIN) ** 2),
+              "model error plane": np.broadcast_to(np.sqrt(variance), images.shape)}.get(noise)
+    settings = {"gain": GAIN, "read_noise": READ_NOISE} if noise == "gain" else {}
+    stack = subtract(reference, images, errors, kernel_size=K, **settings)
+    pulls = (stack.scale - 0.8) / stack.scale_error
+    assert abs(stack.scale.mean() / 0.8 - 1) < 0.002
+    assert abs(pulls.mean()) < 4 / np.sqrt(40)
+    # one variance for all pixels is not the truth here, so only then chi^2 = 1 holds by construction, not pixel by pixel
+    assert stack.chi2.mean() == pytest.approx(1, abs=0.05 if noise == "none" else 0.01)
+
+
+def test_noise_of_the_reference_is_in_the_variance(scene):
+    reference, _, variance = scene
+    rng = np.random.default_rng(21)
+    error = np.sqrt(variance)
+    chi2 = [subtract(reference + rng.normal(size=SHAPE) * error, image, error, error=error, kernel_size=K).chi2[0]
+            for image in draws(scene, 8)]
+    assert np.mean(chi2) == pytest.approx(1, abs=0.03)
+
+
+def test_clipping_rejects_what_does_not_belong_and_grows(scene):
+    reference, model, variance = scene
+    image = draws(scene, 1)[0]
+    image[40, 50] += 3000.0
+    image[70, 80] -= 3000.0
+    clean = subtract(reference, draws(scene, 1)[0], np.sqrt(variance), kernel_size=K)
+    stack = subtract(reference, image, np.sqrt(variance), kernel_size=K)
+    clipped = stack.flags[0] & 128 > 0
+    assert clipped[39:42, 49:52].all()
+    assert clipped[69:72, 79:82].all()
+    assert stack.n_clipped[0] == clipped.sum() == 18 + clean.n_clipped[0]
+    assert not stack.mask[0][clipped].any()
+    assert stack.difference[0, 40, 50] == pytest.approx(3000, abs=5 * np.sqrt(variance[40, 50]))
+    assert stack.scale[0] == pytest.approx(clean.scale[0], abs=clean.scale_error[0])
+    kept = subtract(reference, image, np.sqrt(variance), kernel_size=K, clip=np.inf)
+    assert kept.n_clipped[0] == 0
+
+
+def test_a_masked_reference_pixel_removes_its_footprint(scene):
+    reference, _, variance = scene
+    spoilt, mask = reference.copy(), np.zeros(SHAPE, bool)
+    spoilt[30, 40], mask[30, 40] = 1e9, True
+    spoilt[60, 61] = np.nan
+    stack = subtract(spoilt, draws(scene, 1), np.sqrt(variance)[None], mask=mask, kernel_size=K)
+    touched = stack.flags[0] & 32 > 0
+    assert touched.sum() == 2 * K * K
+    assert touched[27:34, 37:44].all()
+    assert touched[57:64, 58:65].all()
+    assert np.isnan(stack.difference[0][touched]).all()
+    assert stack.scale[0] == pytest.approx(0.8, abs=4 * stack.scale_error[0])
+
+
+def test_planes_are_defined_where_they_say(scene):
+    reference, _, variance = scene
+    stack = subtract(reference.astype("f4"), draws(scene, 1).astype("f4"), np.sqrt(variance)[None], kernel_size=K)
+    assert stack.difference.dtype == stack.variance.dtype == np.float32
+    inside = np.zeros(SHAPE, bool)
+    inside[3:-3, 3:-3] = True
+    np.testing.assert_array_equal(np.isfinite(stack.difference[0]), inside)
+    np.testing.assert_array_equal(stack.mask[0], ~inside)
+    np.testing.assert_allclose((stack.difference + stack.model)[0][inside], draws(scene, 1)[0][inside], rtol=1e-5)
+
+
+def test_degree_one_kernel_varies_as_it_should(scene):
+    """A kernel that varies linearly over the frame is found at its corners."""
+    reference, _, _ = scene
+    x = np.linspace(-1, 1, SHAPE[1])[None]
+    constant, slope = kernel_of(), 0.1 * kernel_of(dx=-0.4)
+    model = (convolve2d(reference, constant, mode="same") + x * convolve2d(reference, slope, mode="same"))
+    stack = subtract(reference, model, np.ones(SHAPE), kernel_size=K, spatial_degree=1, solver="direct")
+    np.testing.assert_allclose(stack.kernel_at(0, 0, 20), constant - slope, atol=1e-5)
+    np.testing.assert_allclose(stack.kernel_at(0, [SHAPE[1] - 1], [3])[0], constant + slope, atol=1e-5)
+    assert stack.scale_at(0, SHAPE[1] - 1, 50) == pytest.approx(0.88, abs=1e-5)
+
+
+def test_plan_is_reused_without_memory_of_earlier_batches(scene):
+    reference, _, variance = scene
+    plan, images = ReferencePlan(reference, K), draws(scene, 2)
+    errors = np.broadcast_to(np.sqrt(variance), images.shape)
+    first = plan.subtract(images, errors)
+    plan.subtract(images[::-1] * 3, errors)
+    np.testing.assert_array_equal(plan.subtract(images, errors).kernel, first.kernel)
