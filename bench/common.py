@@ -1,0 +1,52 @@
+"""What the benches share: the environment header, clocks, the peak memory of a step, JSON under bench/results."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+from threadpoolctl import threadpool_info
+
+import gpudia
+from gpudia.backend import backend_info
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor and libraries: figures without them mean nothing."""
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")), platform.processor())
+    blas = [f"{i['internal_api']} {i.get('architecture', '')} x{i['num_threads']}" for i in threadpool_info()]
+    return {"gpudia": gpudia.__version__, "numpy": np.__version__, "scipy": scipy.__version__, "cpu": cpu,
+            "blas": sorted(set(blas)), **backend_info()}
+
+
+def best_of(function: Callable[[], Any], repeats: int = 3) -> tuple[float, Any]:
+    """Shortest wall time of a few runs, seconds, and the last result."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = function()
+        times.append(time.perf_counter() - start)
+    return min(times), result
+
+
+def peak_rss() -> int:
+    """Highest resident memory of this process so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def save(name: str, figures: dict[str, Any]) -> None:
+    """Write figures with the environment to bench/results/NAME.json and print them."""
+    RESULTS.mkdir(exist_ok=True)
+    record = {"environment": environment(), **figures}
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))

@@ -1,0 +1,341 @@
+"""The command line: ``gpudia demo | run | subtract | lightcurve | info``.
+
+Results go to stdout, messages to stderr. Exit codes: 0 ok, 1 nothing could be done, 2 wrong usage, 3 finished but some
+images failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from gpudia import __version__
+from gpudia.config import RunConfig
+from gpudia.errors import ConfigError, GpudiaError, InputError
+
+__all__ = ["main"]
+
+OK, NOTHING_DONE, WRONG_USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+log = logging.getLogger("gpudia.cli")
+
+# Settings of `gpudia run` that are a plain value: name of the setting, placeholder, help.
+_RUN_VALUES = (
+    ("size", "PX", "side of the region around the target"),
+    ("reference", "auto|FILE", "the reference frame; auto: the one with the smallest expected noise"),
+    ("kernel_size", "auto|PX", "side of the matching kernel, odd"),
+    ("kernel_support", "circle|square", "pixels of the kernel's square that are used"),
+    ("spatial_degree", "N", "degree by which the kernel varies over the region, 0 to 3"),
+    ("background_degree", "N", "degree of the differential background, 0 to 5"),
+    ("passes", "N", "passes of weighting and clipping"),
+    ("clip", "SIGMA", "leave pixels out of the kernel fit beyond this"),
+    ("solver", "auto|direct|iterative", "how the normal equations are solved"),
+    ("resample", "auto|never|always", "interpolate frames onto the reference's grid"),
+    ("max_rms", "PX", "largest residual of a registration"),
+    ("min_matches", "N", "fewest matched stars of a registration"),
+    ("detection_threshold", "SIGMA", "faintest peak taken for a star"),
+    ("max_stars", "N", "most stars detected per frame"),
+    ("aperture_radius", "auto|PX", "radius of the aperture"),
+    ("gain", "E/ADU", "instead of the headers' gain"),
+    ("read_noise", "E", "instead of the headers' read noise"),
+    ("saturation", "ADU", "instead of the headers' saturation level"),
+    ("backend", "auto|numpy|cupy", "where the numbers are computed"),
+    ("batch_size", "auto|N", "frames solved at once"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments without the program's name; default ``sys.argv[1:]``.
+
+    Returns
+    -------
+    int
+        0 ok, 1 nothing could be done, 2 wrong usage, 3 finished but some images failed, 130 interrupted.
+    """
+    try:
+        args = _parser().parse_args(_join_signed_values(sys.argv[1:] if argv is None else argv))
+    except SystemExit as stop:  # argparse: --help, --version (0) or wrong usage (2)
+        return int(stop.code or 0)
+    with _messages(args.verbosity):
+        try:
+            code = int(args.command(args))
+            sys.stdout.flush()  # here, where a reader that has gone away is handled
+            return code
+        except KeyboardInterrupt:
+            return _complain("interrupted", INTERRUPTED)
+        except BrokenPipeError:  # the reader of stdout (head, less) has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return OK
+        except (GpudiaError, OSError) as error:
+            log.debug("where it happened:", exc_info=True)
+            return _complain(error, WRONG_USAGE if isinstance(error, ConfigError | InputError) else NOTHING_DONE)
+
+
+def _complain(message: object, code: int) -> int:
+    print(f"gpudia: error: {message}", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _messages(level: int) -> Iterator[None]:
+    """Show log records and warnings on stderr, one line each, for the time of a command."""
+    logger, handler = logging.getLogger("gpudia"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("gpudia: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def _join_signed_values(argv: Sequence[str]) -> list[str]:
+    """Make ``--dec -29:53:26`` into ``--dec=-29:53:26``: argparse would take the value for an option."""
+    joined: list[str] = []
+    for arg in argv:
+        if joined and joined[-1] in ("--ra", "--dec") and re.match(r"-[\d.]", arg):
+            joined[-1] += f"={arg}"
+        else:
+            joined.append(arg)
+    return joined
+
+
+# ------------------------------------------------------------------------------------------------- commands
+
+
+def _demo(args: argparse.Namespace) -> int:
+    result = import_module("gpudia.pipeline").run_demo(args.output, progress=args.verbosity < logging.ERROR)
+    return _report(result)
+
+
+def _run(args: argparse.Namespace) -> int:
+    names = [name for name, *_ in _RUN_VALUES]
+    settings = {name: getattr(args, name) for name in (*names, "ra", "dec", "output", *_SWITCHES)}
+    settings = {k: v for k, v in settings.items() if v is not None}
+    if args.frames:
+        settings["frames"] = args.frames
+    config = RunConfig.from_toml(args.config, **settings) if args.config else RunConfig.from_mapping(settings)
+    return _report(import_module("gpudia.pipeline").run(config, progress=args.verbosity < logging.ERROR))
+
+
+def _report(result: Any) -> int:
+    print(result.summary())
+    if not result.n_ok:
+        return NOTHING_DONE
+    return SOME_FAILED if result.n_failed else OK
+
+
+def _subtract(args: argparse.Namespace) -> int:
+    result = import_module("gpudia.pipeline").subtract_files(
+        args.reference, args.image, args.output,
+        kernel_size=args.kernel_size, spatial_degree=args.spatial_degree, background_degree=args.background_degree,
+        align=args.align, mask=args.mask, error=args.error, gain=args.gain, saturation=args.saturation,
+        overwrite=args.overwrite)
+    print(result.summary())
+    return OK
+
+
+def _lightcurve(args: argparse.Namespace) -> int:
+    if (args.ra is None) != (args.dec is None):
+        raise ConfigError("--ra and --dec must be given together, got only one of them")
+    if args.format == "parquet" and not args.output:
+        raise ConfigError("--output must be given with --format parquet, got nothing")
+    if args.output and args.output.exists() and not args.overwrite:
+        raise ConfigError(f"--output must be a new file (or say --overwrite), got {args.output}")
+    curves = import_module("gpudia.photometry").read_lightcurves(args.folder)
+    source = args.source
+    if args.ra is not None:
+        source = _nearest_source(curves.sources, args.ra, args.dec, args.radius)
+    _write_curves(curves, source, args)
+    return OK
+
+
+def _nearest_source(sources: Any, ra: str, dec: str, radius: float) -> Any:
+    import numpy as np
+    from astropy import units as u
+    from astropy.coordinates import SkyCoord
+
+    target = RunConfig(("-",), "-", backend="auto").replace(ra=ra, dec=dec)  # knows how to read a position
+    stars = SkyCoord(np.asarray(sources["ra"], float), np.asarray(sources["dec"], float), unit="deg")
+    distance = stars.separation(SkyCoord(target.ra, target.dec, unit="deg")).to_value(u.arcsec)
+    if not np.any(distance <= radius):
+        nearest = f"the nearest at {np.nanmin(distance):.1f}" if np.isfinite(distance).any() else "none with a position"
+        raise InputError(f"--ra, --dec must be within --radius {radius:g} arcsec of a star, got {nearest}")
+    best = int(np.nanargmin(distance))
+    log.info("source %s, %.2f arcsec away", sources["source_id"][best], distance[best])
+    return sources["source_id"][best]
+
+
+def _write_curves(curves: Any, source: Any, args: argparse.Namespace) -> None:
+    if args.format == "parquet" and source is None:
+        curves.to_parquet(args.output)
+        return
+    table = curves.to_table() if source is None else curves.timeseries(source)
+    if args.format != "ecsv":
+        table = _without_mixins(table)
+    form = "parquet" if args.format == "parquet" else f"ascii.{args.format}"
+    if args.output is None:
+        table.write(sys.stdout, format=form)
+    else:
+        import_module("gpudia.images").write_atomically(
+            args.output, lambda path: table.write(path, format=form, overwrite=True))
+
+
+def _without_mixins(table: Any) -> Any:
+    """Return a plain table: a Time column ``time`` becomes ``mjd``; CSV and Parquet have no other way to say it."""
+    from astropy.table import Column, Table
+    from astropy.time import Time
+
+    plain = Table()
+    for name in table.colnames:
+        column = table[name]
+        if isinstance(column, Time):
+            plain["mjd" if name == "time" else name] = Column(column.mjd)
+        else:
+            plain[name] = getattr(column, "value", column)
+    return plain
+
+
+def _info(args: argparse.Namespace) -> int:
+    facts = {"gpudia": __version__, **import_module("gpudia.backend").backend_info()}
+    for package in ("astropy", "photutils", "astroalign"):
+        facts.setdefault(package, metadata.version(package))
+    if args.json:
+        print(json.dumps(facts, indent=2, default=str))
+        return OK
+    width = max(map(len, facts))
+    print("\n".join(f"{key:<{width}}  {value}" for key, value in facts.items()))
+    return OK
+
+
+# ----------------------------------------------------------------------------------------------- the parser
+
+
+def _number(text: str) -> int | float | str:
+    """Read a number where it is one; what else a setting may be, and what not, is for its rule to say."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+_SWITCHES = ("align", "products", "resume", "overwrite")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gpudia", description="Difference image analysis: from a folder of FITS frames to light curves.",
+        epilog="Exit codes: 0 ok, 1 nothing could be done, 2 wrong usage, 3 finished but some images failed.")
+    parser.add_argument("--version", action="version", version=f"gpudia {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_run, _add_subtract, _add_lightcurve, _add_info):
+        add(commands)
+    return parser
+
+
+def _add_command(commands: Any, name: str, function: Any, about: str, example: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=about, description=about[0].upper() + about[1:] + ".", epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(command=function, verbosity=logging.INFO)
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", dest="verbosity", action="store_const", const=logging.ERROR,
+                          help="errors only, no progress bar")
+    loudness.add_argument("--verbose", dest="verbosity", action="store_const", const=logging.DEBUG,
+                          help="details, and where an error came from")
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _add_command(commands, "demo", _demo, "simulate a small crowded field with a microlensing event and run "
+                          "the whole job on it", "gpudia demo --output demo")
+    parser.add_argument("--output", default="gpudia-demo", metavar="DIR",
+                        help="folder to write to (default: %(default)s)")
+
+
+def _add_run(commands: Any) -> None:
+    parser = _add_command(commands, "run", _run, "make difference images and light curves from a series of frames",
+                          "gpudia run 'night/*.fits.fz' --ra 17:51:40.2 --dec -29:53:26 --output event")
+    parser.add_argument("frames", nargs="*", metavar="FRAMES", help="files, folders or quoted glob patterns")
+    parser.add_argument("--output", metavar="DIR", help="folder to write to")
+    parser.add_argument("--config", metavar="FILE.toml", help="settings; options given here take precedence")
+    parser.add_argument("--ra", help="right ascension of the target, degrees or hours:minutes:seconds")
+    parser.add_argument("--dec", help="declination, degrees or degrees:minutes:seconds; without both: the whole frame")
+    for name, metavar, about in _RUN_VALUES:
+        parser.add_argument(_option(name), type=_number, metavar=metavar, help=about + _default_text(name))
+    parser.add_argument("--no-align", dest="align", action="store_const", const=False,
+                        help="the frames are on one pixel grid already")
+    parser.add_argument("--no-products", dest="products", action="store_const", const=False,
+                        help="do not write the difference images")
+    parser.add_argument("--resume", action="store_const", const=True, help="go on with a run that was cut off")
+    parser.add_argument("--overwrite", action="store_const", const=True, help="replace the results in the folder")
+
+
+def _default_text(name: str) -> str:
+    default = RunConfig.__dataclass_fields__[name].default
+    if name == "backend":
+        return " (default: $GPUDIA_BACKEND, else auto)"
+    return "" if default is None else f" (default: {default})"
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _add_subtract(commands: Any) -> None:
+    parser = _add_command(commands, "subtract", _subtract, "subtract a reference from one image",
+                          "gpudia subtract reference.fits image.fits --output difference.fits")
+    parser.add_argument("reference", type=Path, metavar="REFERENCE")
+    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIFF.fits", help="file to write")
+    parser.add_argument("--kernel-size", type=_number, default="auto", metavar="auto|PX",
+                        help="side of the matching kernel, odd (default: %(default)s)")
+    for name, default in (("spatial_degree", 1), ("background_degree", 1)):
+        parser.add_argument(_option(name), type=int, default=default, metavar="N",
+                            help=f"{dict((n, h) for n, _, h in _RUN_VALUES)[name]} (default: {default})")
+    parser.add_argument("--no-align", dest="align", action="store_false", help="both are on one pixel grid already")
+    parser.add_argument("--mask", type=Path, metavar="FILE", help="mask of the image, not 0 = ignore")
+    parser.add_argument("--error", type=Path, metavar="FILE", help="error of the image, 1 sigma, ADU")
+    parser.add_argument("--gain", type=float, metavar="E/ADU", help="instead of the headers' gain")
+    parser.add_argument("--saturation", type=float, metavar="ADU", help="instead of the headers' saturation level")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def _add_lightcurve(commands: Any) -> None:
+    parser = _add_command(commands, "lightcurve", _lightcurve, "print light curves out of a run's folder",
+                          "gpudia lightcurve event --ra 17:51:40.2 --dec -29:53:26 --format csv")
+    parser.add_argument("folder", type=Path, metavar="OUT", help="output folder of gpudia run")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--source", type=int, metavar="ID", help="one star by its source_id (default: all stars)")
+    which.add_argument("--ra", help="or the star nearest to this position, degrees or hours:minutes:seconds")
+    parser.add_argument("--dec", help="degrees or degrees:minutes:seconds")
+    parser.add_argument("--radius", type=float, default=2.0, metavar="ARCSEC",
+                        help="how far that star may be (default: %(default)s)")
+    parser.add_argument("--format", choices=("ecsv", "csv", "parquet"), default="ecsv", help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def _add_info(commands: Any) -> None:
+    parser = _add_command(commands, "info", _info, "show versions, the backend chosen and why, devices and memory",
+                          "gpudia info --json")
+    parser.add_argument("--json", action="store_true", help="as JSON")

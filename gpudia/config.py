@@ -1,0 +1,399 @@
+"""The settings of a run: one frozen dataclass, checked when it is made, TOML in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import glob
+import logging
+import math
+import operator
+import os
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from gpudia.errors import ConfigError
+
+__all__ = ["FRAME_SUFFIXES", "LayoutNames", "RunConfig", "expand_frames"]
+
+log = logging.getLogger("gpudia.config")
+
+#: What counts as a frame in a folder (in any case).
+FRAME_SUFFIXES = (".fits", ".fit", ".fts", ".fits.fz", ".fits.gz")
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a value must be, in words; the test of it; and how an accepted value is kept."""
+
+    text: str
+    accepts: Callable[[Any], bool]
+    keep: Callable[[Any], Any] = lambda value: value
+
+    def apply(self, key: str, value: Any) -> Any:
+        try:
+            accepted = self.accepts(value)
+        except (TypeError, ValueError, OverflowError):  # a value that is not of the right kind at all
+            accepted = False
+        if accepted:
+            return self.keep(value)
+        raise ConfigError(f"{key} must be {self.text}, got {value!r}")
+
+
+def _integer(low: int, high: float = math.inf, odd: bool = False) -> _Rule:
+    kind = "an odd integer" if odd else "an integer"
+    text = f"{kind} of at least {low}" if high == math.inf else f"{kind} from {low} to {high}"
+    return _Rule(text, lambda v: not isinstance(v, bool) and low <= operator.index(v) <= high
+                 and (v % 2 == 1 or not odd), operator.index)
+
+
+def _number(unit: str, zero: bool = False) -> _Rule:
+    return _Rule(f"a number of {unit}, {'not negative' if zero else 'above 0'}",
+                 lambda v: not isinstance(v, bool | str) and 0 <= float(v) < math.inf and (v > 0 or zero), float)
+
+
+def _choice(*names: str) -> _Rule:
+    return _Rule("one of " + ", ".join(names), lambda v: isinstance(v, str) and v in names)
+
+
+def _auto_or(rule: _Rule) -> _Rule:
+    return _Rule(f"'auto' or {rule.text}", lambda v: (isinstance(v, str) and v == "auto") or rule.accepts(v),
+                 lambda v: v if isinstance(v, str) else rule.keep(v))
+
+
+def _optional(rule: _Rule) -> _Rule:
+    return _Rule(rule.text, lambda v: v is None or rule.accepts(v), lambda v: None if v is None else rule.keep(v))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(os.fspath(value), str) and bool(os.fspath(value).strip())
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, str | os.PathLike):
+        return [value]
+    if not isinstance(value, Collection):  # an iterator would be used up by the first look at it
+        raise TypeError
+    return list(value)
+
+
+_YES_NO = _Rule("true or false", lambda v: isinstance(v, bool))
+_TEXT = _Rule("a text that is not empty", _is_text, os.fspath)
+_TEXTS = _Rule("one or several texts that are not empty",
+               lambda v: bool(_as_list(v)) and all(map(_is_text, _as_list(v))),
+               lambda v: tuple(map(os.fspath, _as_list(v))))
+
+
+def _sky_angle(hours: bool, low: int, high: int) -> _Rule:
+    kind = "hours:minutes:seconds" if hours else "degrees:minutes:seconds"
+    return _Rule(f"{low} to {high} degrees, as a number or as {kind}",
+                 lambda v: not isinstance(v, bool) and low <= _degrees(v, hours) <= high, lambda v: _degrees(v, hours))
+
+
+def _degrees(value: Any, hours: bool) -> float:
+    if hasattr(value, "to_value"):  # an astropy Quantity or Angle
+        return float(value.to_value("deg"))
+    try:
+        return float(value)
+    except ValueError:
+        # Imported late: astropy.coordinates takes half a second, and `gpudia --help` imports this module.
+        from astropy.coordinates import Angle
+
+        return float(Angle(value.strip(), unit="hourangle" if hours else "deg").to_value("deg"))
+
+
+@dataclass(frozen=True)
+class LayoutNames:
+    """Names of FITS extensions and header keywords, where the frames do not use the common ones.
+
+    Each is a text or several, of which the first that a file has is used; None leaves the reader's default.
+
+    Parameters
+    ----------
+    image_hdu, error_hdu, mask_hdu, catalog_hdu : tuple of str, optional
+        EXTNAME of the image, its error (1 sigma, ADU), the mask (bits of `gpudia.flags.PIXEL_FLAGS`), the star catalog.
+    gain_keys, read_noise_keys, saturation_keys, exptime_keys : tuple of str, optional
+        Keywords of the gain (e-/ADU), the read noise (e-), the saturation level (ADU) and the exposure time (s).
+    mid_keys, mjd_keys : tuple of str, optional
+        Keywords of the middle and of the start of the exposure, UTC, MJD or ISO date.
+    filter_keys, instrument_keys, fwhm_keys, scale_keys : tuple of str, optional
+        Keywords of the filter's and the instrument's name, the seeing (arcsec) and the pixel scale (arcsec/pixel).
+
+    Raises
+    ------
+    ConfigError
+        If a name is empty or not a text.
+    """
+
+    image_hdu: tuple[str, ...] | None = None
+    error_hdu: tuple[str, ...] | None = None
+    mask_hdu: tuple[str, ...] | None = None
+    catalog_hdu: tuple[str, ...] | None = None
+    gain_keys: tuple[str, ...] | None = None
+    read_noise_keys: tuple[str, ...] | None = None
+    saturation_keys: tuple[str, ...] | None = None
+    exptime_keys: tuple[str, ...] | None = None
+    mid_keys: tuple[str, ...] | None = None
+    mjd_keys: tuple[str, ...] | None = None
+    filter_keys: tuple[str, ...] | None = None
+    instrument_keys: tuple[str, ...] | None = None
+    fwhm_keys: tuple[str, ...] | None = None
+    scale_keys: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            names = _optional(_TEXTS).apply(f"layout.{f.name}", getattr(self, f.name))
+            object.__setattr__(self, f.name, names)
+
+
+def _refuse_unknown(settings: Iterable[str], owner: type, prefix: str = "") -> None:
+    known = [f.name for f in fields(owner)]
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"{prefix}{key} must be the name of a setting, got an unknown one; {hint}")
+
+
+def _as_layout(value: Any) -> LayoutNames:
+    if isinstance(value, Mapping):
+        _refuse_unknown(value, LayoutNames, "layout.")
+    return LayoutNames(**value) if isinstance(value, Mapping) else value
+
+
+_LAYOUT = _Rule("a table of names", lambda v: isinstance(v, LayoutNames | Mapping), _as_layout)
+
+
+def _setting(rule: _Rule, default: Any = dataclasses.MISSING) -> Any:
+    return field(default=default, metadata={"rule": rule})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The settings of a run (`gpudia.run`, ``gpudia run``), checked when they are made.
+
+    Parameters
+    ----------
+    frames : str or sequence of str or path
+        Files, folders or glob patterns; see `expand_frames`. Relative to the working directory.
+    output : str or path
+        Folder to write to.
+    ra, dec : float or str, optional
+        The target, ICRS: degrees, or sexagesimal (hours in `ra`, degrees in `dec`); kept as degrees. Both or
+        neither; without them the whole frame is used and there is no target.
+    size : int
+        Side of the region around the target, pixels: at least 16 and twice `kernel_size`.
+    reference : str or path
+        ``auto`` (the frame with the smallest expected noise of a star's flux) or a file.
+    align : bool
+        Register every frame to the reference; False where they are on one pixel grid already.
+    resample : {"auto", "never", "always"}
+        Whether frames are interpolated onto the reference's grid. ``auto``: only where the kernel cannot absorb
+        what a shift by whole pixels leaves.
+    max_rms, min_matches : float, int
+        Largest residual of a registration, pixels; fewest matched stars, at least 3.
+    detection_threshold : float
+        Faintest peak taken for a star, in sigma of the sky noise.
+    max_stars : int
+        Most stars detected per frame (the brightest), at least 3.
+    kernel_size : int or "auto"
+        Side of the matching kernel, pixels: odd, at least 3. ``auto``: from the frames' seeing.
+    kernel_support : {"circle", "square"}
+        Which pixels of the kernel's square are used.
+    spatial_degree, background_degree : int
+        Degrees of the polynomials by which the kernel varies over the region, 0 (constant) to 3, and of the
+        differential background, 0 to 5.
+    passes : int
+        Passes of weighting and clipping of the kernel fit, 1 to 20.
+    clip : float
+        Pixels farther from the model than this are left out of the fit, in sigma.
+    solver : {"auto", "direct", "iterative"}
+        How the normal equations are solved.
+    aperture_radius : float or "auto"
+        Radius of the aperture, pixels, the same in all frames. ``auto``: from the reference's FWHM.
+    gain, read_noise, saturation : float, optional
+        Take this instead of the headers' values; e-/ADU, e-, ADU.
+    layout_names : LayoutNames or mapping
+        Names of extensions and keywords; the table ``[layout]`` in TOML.
+    backend : {"auto", "numpy", "cupy"}
+        Where the numbers are computed. Default: the environment variable ``GPUDIA_BACKEND``, else ``auto``.
+    batch_size : int or "auto"
+        Frames solved at once. ``auto``: what the memory holds.
+    products : bool
+        Write the difference images (``difference/NAME.fits``).
+    resume, overwrite : bool
+        Go on with an earlier run in `output`, or replace it. Not both.
+
+    Raises
+    ------
+    ConfigError
+        If a value breaks its rule; the message names key, rule and value.
+
+    Examples
+    --------
+    >>> config = RunConfig("night/*.fits", "out", ra="17:51:40.2", dec="-29:53:26", kernel_size=17)
+    >>> config.ra, config.replace(size=300).size
+    (267.9175, 300)
+    """
+
+    frames: tuple[str, ...] = _setting(_TEXTS)
+    output: str = _setting(_TEXT)
+    ra: float | None = _setting(_optional(_sky_angle(True, 0, 360)), None)
+    dec: float | None = _setting(_optional(_sky_angle(False, -90, 90)), None)
+    size: int = _setting(_integer(16), 250)
+    reference: str = _setting(_TEXT, "auto")
+    align: bool = _setting(_YES_NO, True)
+    resample: str = _setting(_choice("auto", "never", "always"), "auto")
+    max_rms: float = _setting(_number("pixels"), 0.5)
+    min_matches: int = _setting(_integer(3), 3)
+    detection_threshold: float = _setting(_number("sigma"), 5.0)
+    max_stars: int = _setting(_integer(3), 5000)
+    kernel_size: int | str = _setting(_auto_or(_integer(3, odd=True)), "auto")
+    kernel_support: str = _setting(_choice("circle", "square"), "circle")
+    spatial_degree: int = _setting(_integer(0, 3), 1)
+    background_degree: int = _setting(_integer(0, 5), 1)
+    passes: int = _setting(_integer(1, 20), 3)
+    clip: float = _setting(_number("sigma"), 5.0)
+    solver: str = _setting(_choice("auto", "direct", "iterative"), "auto")
+    aperture_radius: float | str = _setting(_auto_or(_number("pixels")), "auto")
+    gain: float | None = _setting(_optional(_number("e-/ADU")), None)
+    read_noise: float | None = _setting(_optional(_number("e-", zero=True)), None)
+    saturation: float | None = _setting(_optional(_number("ADU")), None)
+    layout_names: LayoutNames = field(default=LayoutNames(), metadata={"rule": _LAYOUT})
+    backend: str = field(default_factory=lambda: os.environ.get("GPUDIA_BACKEND") or "auto",
+                         metadata={"rule": _choice("auto", "numpy", "cupy")})
+    batch_size: int | str = _setting(_auto_or(_integer(1)), "auto")
+    products: bool = _setting(_YES_NO, True)
+    resume: bool = _setting(_YES_NO, False)
+    overwrite: bool = _setting(_YES_NO, False)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            object.__setattr__(self, f.name, f.metadata["rule"].apply(f.name, getattr(self, f.name)))
+        if self.reference == "stack":
+            raise ConfigError("reference must be 'auto' or a file, got 'stack': a stacked reference is not available "
+                              "in this version (for a file of that name say './stack')")
+        if (self.ra is None) != (self.dec is None):
+            missing, given = ("ra", "dec") if self.ra is None else ("dec", "ra")
+            raise ConfigError(f"{missing} must be given together with {given}, got only {given}")
+        if self.ra is not None and self.kernel_size != "auto" and self.size < 2 * int(self.kernel_size):
+            raise ConfigError(f"size must be at least twice kernel_size ({self.kernel_size}), got {self.size}")
+        if self.resume and self.overwrite:
+            raise ConfigError("overwrite must be false when resume is true, got both true")
+
+    @classmethod
+    def from_mapping(cls, settings: Mapping[str, Any]) -> RunConfig:
+        """Make settings from a mapping of names to values.
+
+        Raises
+        ------
+        ConfigError
+            If a name is unknown (the nearest right one is named), `frames` or `output` is missing, or a rule broken.
+        """
+        _refuse_unknown(settings, cls)
+        for key in ("frames", "output"):
+            if settings.get(key) is None:
+                raise ConfigError(f"{key} must be given, got nothing")
+        return cls(**settings)
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str], **overrides: Any) -> RunConfig:
+        """Read settings from a TOML file; relative paths in it start from the working directory.
+
+        Parameters
+        ----------
+        path : str or path
+            The file.
+        **overrides
+            Settings that take precedence over the file's; those that are None are passed over.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be read or is not TOML, or as in `from_mapping`.
+        """
+        try:
+            settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"config must be a readable file, got {path}: {error.strerror}") from error
+        except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError both are
+            raise ConfigError(f"config must be valid TOML, got {path}: {error}") from error
+        if "layout" in settings:
+            settings["layout_names"] = settings.pop("layout")
+        return cls.from_mapping(settings | {k: v for k, v in overrides.items() if v is not None})
+
+    def to_toml(self) -> str:
+        """Return the settings as TOML, from which `from_toml` makes an equal object; what is None is left out."""
+        table = _given(dataclasses.asdict(self))
+        names = _given(table.pop("layout_names"))
+        return tomli_w.dumps(table | ({"layout": names} if names else {}))
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """Return a copy with some settings changed, checked like new ones.
+
+        Raises
+        ------
+        ConfigError
+            If a name is unknown or a rule is broken.
+        """
+        _refuse_unknown(changes, type(self))
+        return dataclasses.replace(self, **changes)
+
+    def layout(self) -> dict[str, Any]:
+        """Return the keyword arguments of `gpudia.images.FrameLayout` that differ from its defaults."""
+        overrides = {"gain": self.gain, "read_noise": self.read_noise, "saturation": self.saturation}
+        return _given(dataclasses.asdict(self.layout_names) | overrides)
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def expand_frames(patterns: str | os.PathLike[str] | Collection[str | os.PathLike[str]]) -> list[Path]:
+    """List the frames that files, folders and glob patterns stand for.
+
+    Parameters
+    ----------
+    patterns : str, path or sequence of them
+        A folder stands for its files that end in one of `FRAME_SUFFIXES` (hidden ones excepted); a pattern with
+        ``*``, ``?`` or ``[]`` for the files it matches, ``**`` at any depth; anything else is a file, which need
+        not exist: a frame that is missing is for the run to report.
+
+    Returns
+    -------
+    list of Path
+        Sorted, each file once.
+
+    Raises
+    ------
+    ConfigError
+        If nothing at all is found. A folder or pattern that yields nothing beside others that do is logged.
+    """
+    found: dict[str, Path] = {}
+    empty = []
+    for pattern in [os.fspath(p) for p in _as_list(patterns)]:
+        paths = _expand(os.path.expanduser(pattern))
+        if not paths:
+            empty.append(pattern)
+        for path in paths:
+            found.setdefault(os.path.abspath(path), path)
+    if not found:
+        raise ConfigError(f"frames must match at least one file, got {', '.join(map(repr, empty)) or 'none'}")
+    for pattern in empty:
+        log.warning("frames: nothing matches %r", pattern)
+    return sorted(found.values())
+
+
+def _expand(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    if path.is_dir():
+        return [p for p in path.iterdir() if p.is_file() and p.name.lower().endswith(FRAME_SUFFIXES)
+                and not p.name.startswith(".")]
+    if glob.has_magic(pattern) and not path.exists():
+        return [p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file()]
+    return [path]
