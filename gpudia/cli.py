@@ -96,9 +96,10 @@ def _messages(level: int) -> Iterator[None]:
     """Show log records and warnings on stderr, one line each, for the time of a command."""
     logger, handler = logging.getLogger("gpudia"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("gpudia: %(message)s"))
+    handler.setLevel(level)
     before = logger.level
     logger.addHandler(handler)
-    logger.setLevel(level)
+    logger.setLevel(min(level, logging.INFO))  # the log file of a run has all that is worth knowing
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)

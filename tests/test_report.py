@@ -18,7 +18,7 @@ from astropy.timeseries import TimeSeries
 from astropy.wcs import WCS
 
 from gpudia.errors import InputError
-from gpudia.flags import FRAME_FLAGS, SOURCE_FLAGS
+from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.report import write_report
 from gpudia.report.data import frame_name, read_run
 from gpudia.report.scatter import most_variable, running_median, star_scatter
@@ -281,7 +281,7 @@ def test_hostile_text_stays_text(page):
     assert not any(k.startswith("on") for _, a in page.tags for k in a)
     assert "alert(1)" in page.words
     assert HOSTILE in [p["name"] for p in page.curves()[0]["points"]]
-    assert not page.all("b") or "LHS" not in re.findall(r"<b>([^<]*)</b>", page.source)
+    assert "<b>3250" not in page.source
     assert any(HOSTILE in a.get("alt", "") for a in page.all("img"))
 
 
@@ -445,6 +445,26 @@ def test_stamp_shows_the_target_under_its_mark(output):
     red, _, blue, _ = stamp.strip[y, x].astype(int)
     assert red > blue + 40  # 300 ADU above noise of about 15: dark red in the difference
     assert run.position == pytest.approx((110 * 0.6 - 1, 90 * 0.5 - 1), abs=1e-3)
+
+
+def test_clipped_pixels_are_shown_and_masked_ones_are_not(output, tmp_path):
+    folder = shutil.copytree(output, tmp_path / "copy")
+    bits = np.zeros((90, 110), dtype=np.uint8)
+    bits[30:60, :] = PIXEL_FLAGS.clipped
+    bits[60:, :] = PIXEL_FLAGS.saturated
+    with fits.open(folder / "difference" / "frame_002.fits", mode="update") as hdus:
+        hdus["MASK"].data = bits
+    run = read_run(folder)
+    strip = make_stamps(run, run.epochs[2:3])[0].strip[::-1]  # rows 14 to 74 of the image
+    panel = strip[:, 2 * 63 :, :3].astype(int)
+    is_gray = (panel == [112, 124, 146]).all(axis=2)
+    assert is_gray[46:].all()
+    assert is_gray[16:46].mean() < 0.03  # the one per cent of pixels without a number
+
+
+def test_stars_know_their_epochs(output):
+    curve = most_variable(read_run(output))[0]
+    assert curve.names == ["frame_000", "frame_002", "frame_003", HOSTILE]
 
 
 @pytest.mark.parametrize("file", ["/a/b/n1.fits", "n1.fits.fz", "n1.FIT", "n1.fits.gz", "n1"])

@@ -1,1 +1,40 @@
-"""TBD."""
+"""Host side: frames, catalogs, registration, cutouts, series and files. No array here is on a device."""
+
+from gpudia.images.catalogs import FrameQuality, catalog_of, detect_stars, frame_quality
+from gpudia.images.cutouts import Region, cut, region_around, whole_frame
+from gpudia.images.frames import Frame, frame_from_nddata, make_frame
+from gpudia.images.headers import FrameLayout
+from gpudia.images.matching import match_stars
+from gpudia.images.noise import estimate_variance, sky_and_noise
+from gpudia.images.reading import read_frame
+from gpudia.images.registration import Registration, identity_registration, register
+from gpudia.images.series import check_series, flux_noise, rank_references
+from gpudia.images.writing import write_atomically, write_hdus, write_table
+
+__all__ = [
+    "Frame",
+    "FrameLayout",
+    "FrameQuality",
+    "Region",
+    "Registration",
+    "catalog_of",
+    "check_series",
+    "cut",
+    "detect_stars",
+    "estimate_variance",
+    "flux_noise",
+    "frame_from_nddata",
+    "frame_quality",
+    "identity_registration",
+    "make_frame",
+    "match_stars",
+    "rank_references",
+    "read_frame",
+    "region_around",
+    "register",
+    "sky_and_noise",
+    "whole_frame",
+    "write_atomically",
+    "write_hdus",
+    "write_table",
+]

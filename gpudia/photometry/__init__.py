@@ -1,1 +1,52 @@
-"""TBD."""
+"""Photometry of difference images: apertures, PSF fluxes, exact errors, light curves. Host arrays only."""
+
+from gpudia.photometry.apertures import (
+    aperture_correction,
+    aperture_weights,
+    choose_aperture_radius,
+    measure_apertures,
+)
+from gpudia.photometry.empirical import Psf, empirical_psf, moffat_psf
+from gpudia.photometry.lightcurves import LightCurves, read_lightcurves
+from gpudia.photometry.linear import EpochNoise, linear_flux_variance
+from gpudia.photometry.psf import epoch_psf, psf_photometry
+from gpudia.photometry.scale import ConstantStarScale, constant_star_epsilon
+from gpudia.photometry.series import (
+    CombinedFluxes,
+    Magnitudes,
+    Variability,
+    combine,
+    magnitudes,
+    target_table,
+    variability,
+)
+from gpudia.photometry.stamps import ForcedFluxes, Stamps
+from gpudia.photometry.table import aperture_photometry_table
+
+__all__ = [
+    "CombinedFluxes",
+    "ConstantStarScale",
+    "EpochNoise",
+    "ForcedFluxes",
+    "LightCurves",
+    "Magnitudes",
+    "Psf",
+    "Stamps",
+    "Variability",
+    "aperture_correction",
+    "aperture_photometry_table",
+    "aperture_weights",
+    "choose_aperture_radius",
+    "combine",
+    "constant_star_epsilon",
+    "empirical_psf",
+    "epoch_psf",
+    "linear_flux_variance",
+    "magnitudes",
+    "measure_apertures",
+    "moffat_psf",
+    "psf_photometry",
+    "read_lightcurves",
+    "target_table",
+    "variability",
+]

@@ -1,1 +1,8 @@
-"""TBD."""
+"""The job: from frames to difference images, light curves and a report."""
+
+from gpudia.pipeline.demo import run_demo
+from gpudia.pipeline.job import run
+from gpudia.pipeline.outputs import RunResult
+from gpudia.pipeline.single import SubtractResult, subtract_files
+
+__all__ = ["RunResult", "SubtractResult", "run", "run_demo", "subtract_files"]

@@ -1,0 +1,266 @@
+"""Star lists: detected on a frame, or brought along by it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.table import Table
+from astropy.wcs import WCS
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+from gpudia.errors import DataWarning, InputError
+from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
+from gpudia.images.centroids import Shapes, measure_shapes
+from gpudia.images.frames import Frame
+from gpudia.images.noise import sky_and_noise
+
+__all__ = ["FrameQuality", "catalog_of", "detect_stars", "frame_quality"]
+
+# Column names by the first pixel's number. FITS tables made by others (BANZAI, SExtractor) count from 1; photutils'
+# tables, those of the layered files included, and our own count from 0.
+_POSITIONS = {
+    1: (("xwin", "ywin"), ("x", "y"), ("xwin_image", "ywin_image"), ("x_image", "y_image")),
+    0: (("xcenter", "ycenter"), ("x_center", "y_center"), ("xcentroid", "ycentroid"), ("x_centroid", "y_centroid")),
+}
+_SKY = (("ra", "dec"), ("alpha_j2000", "delta_j2000"), ("raj2000", "dej2000"))
+_FLUX = ("flux", "aperture_sum", "flux_auto", "phot_g_mean_flux")
+_IDS = ("source_id", "gaia_id", "id", "star_id", "name")
+
+
+@dataclass(frozen=True)
+class FrameQuality:
+    """How good a frame is.
+
+    Attributes
+    ----------
+    fwhm : float
+        Median of bright unsaturated stars, pixels; NaN without any.
+    ellipticity : float
+        ``1 - b/a``, median of the same stars; NaN without any.
+    n_stars : int
+        Stars detected.
+    sky, sky_noise : float
+        ADU.
+    saturated_fraction : float
+        Share of the frame's pixels that are saturated.
+    """
+
+    fwhm: float
+    ellipticity: float
+    n_stars: int
+    sky: float
+    sky_noise: float
+    saturated_fraction: float
+
+
+def detect_stars(frame: Frame, max_stars: int = 5000, threshold: float = 5.0, fwhm: float | None = None) -> Table:
+    """Find stars and measure their positions.
+
+    Peaks of the frame after a Gaussian matched filter, measured with a Gaussian window as wide as the median star
+    (found in up to three rounds). Peaks less than half as wide as the median star (cosmic rays, hot pixels) are left
+    out. Widths are those of the Gaussian that fits best in that window: the FWHM of a Gaussian star, 12 % above the
+    width at half maximum of a Moffat star with beta = 3.
+
+    Parameters
+    ----------
+    frame : Frame
+        Masked pixels take no part, saturated ones do.
+    max_stars : int
+        Keep so many, the most significant first.
+    threshold : float
+        Of the filtered peak, in sigma of the sky.
+    fwhm : float, optional
+        First guess, pixels; default: the header's, else 4.
+
+    Returns
+    -------
+    Table
+        Brightest first: ``id`` (running number from 1), ``x, y`` (0-based pixels), ``flux, flux_err`` (ADU, of the
+        Gaussian that fits the window: right to a factor common to the frame), ``peak`` (ADU above the sky), ``fwhm``
+        (pixels), ``ellipticity``, ``x_err, y_err`` (pixels, from the noise), ``ra, dec`` (degrees, where the frame has
+        a WCS), ``flags`` (`gpudia.flags.SOURCE_FLAGS`). No rows where there is no star.
+        ``meta["ids"]`` is ``"running"``: the ids mean nothing outside this table.
+
+    Raises
+    ------
+    InputError
+        `max_stars` or `threshold` is not positive.
+    """
+    if max_stars < 1 or not threshold > 0:
+        raise InputError(f"max_stars and threshold must be positive, got {max_stars} and {threshold}")
+    sky, noise = sky_and_noise(frame.data, (frame.mask & ~np.uint8(PIXEL_FLAGS.saturated)) != 0)
+    usable = (frame.mask & ~np.uint8(PIXEL_FLAGS.saturated)) == 0
+    image = np.where(usable, frame.data - sky, 0)
+    width = fwhm or (frame.fwhm if 1 < frame.fwhm < 30 else 4.0)
+    for _ in range(3):
+        peaks = _peaks(image, noise, usable, width, threshold)[:max_stars]
+        shapes = measure_shapes(image, frame.variance, usable, peaks, width)
+        before, width = width, _typical_width(shapes, default=width)
+        if abs(width / before - 1) < 0.1:
+            break
+    shapes = measure_shapes(image, frame.variance, usable, peaks, width)
+    return _star_table(frame, shapes.select(_distinct(shapes, width)), width)
+
+
+def _peaks(image: NDArray, noise: NDArray, usable: NDArray, fwhm: float, threshold: float) -> NDArray[np.intp]:
+    """Positions (row, column) of significant local maxima of the filtered image, most significant first."""
+    sigma = fwhm / 2.3548
+    smooth = ndimage.gaussian_filter(image.astype(np.float32), sigma, truncate=3.0)
+    # A normalised Gaussian filter lowers white noise by 2 sqrt(pi) sigma.
+    significance = smooth * (2 * math.sqrt(math.pi) * sigma) / noise
+    size = 2 * max(1, round(0.6 * fwhm)) + 1
+    top = (smooth == ndimage.maximum_filter(smooth, size=size)) & (significance > threshold) & usable
+    found = np.argwhere(top)
+    return found[np.argsort(-significance[top], kind="stable")]
+
+
+def _typical_width(shapes: Shapes, default: float) -> float:
+    """Median FWHM of the brightest stars that are round enough and not cut."""
+    good = np.isfinite(shapes.fwhm) & (shapes.flux > 10 * shapes.flux_err) & (shapes.coverage > 0.95)
+    widths = shapes.fwhm[good][:200]  # in order of significance
+    widths = widths[widths > 1.2]  # a hot pixel has 0.9
+    return float(np.clip(np.median(widths), 1.5, 30)) if widths.size else default
+
+
+def _distinct(shapes: Shapes, width: float) -> NDArray[np.bool_]:
+    """Drop failed measurements, what is too sharp for a star, and the fainter of two that became one."""
+    keep = np.isfinite(shapes.x) & (shapes.flux > 0) & ~(shapes.fwhm < 0.5 * width)
+    index = np.flatnonzero(keep)
+    for i, j in KDTree(np.column_stack([shapes.x, shapes.y])[index]).query_pairs(0.5 * width) if index.size else ():
+        keep[index[max(i, j)]] = False
+    return keep
+
+
+def _star_table(frame: Frame, shapes: Shapes, width: float) -> Table:
+    order = np.argsort(-shapes.flux, kind="stable")
+    shapes = shapes.select(order)
+    table = Table({"id": np.arange(1, len(order) + 1)}, meta={"ids": "running"})
+    for name in ("x", "y", "flux", "flux_err", "peak", "fwhm", "ellipticity", "x_err", "y_err"):
+        table[name] = getattr(shapes, name)
+    if frame.wcs is not None:
+        table["ra"], table["dec"] = frame.wcs.pixel_to_world_values(shapes.x, shapes.y)
+    table["flags"] = _star_flags(frame, shapes, width)
+    return table
+
+
+def _star_flags(frame: Frame, shapes: Shapes, width: float) -> NDArray[np.int32]:
+    flags = np.zeros(len(shapes.x), np.int32)
+    if not len(flags):
+        return flags
+    reach = 2 * round(width) + 1
+    saturated = ndimage.maximum_filter(frame.mask & np.uint8(PIXEL_FLAGS.saturated), size=reach)
+    masked = ndimage.maximum_filter(frame.mask & ~np.uint8(PIXEL_FLAGS.saturated), size=reach)
+    rows, columns = frame.shape
+    at = np.clip(np.rint(shapes.y).astype(int), 0, rows - 1), np.clip(np.rint(shapes.x).astype(int), 0, columns - 1)
+    flags[saturated[at] > 0] |= SOURCE_FLAGS.saturated
+    flags[masked[at] > 0] |= SOURCE_FLAGS.masked_pixels
+    edge = np.minimum.reduce([shapes.x, shapes.y, columns - 1 - shapes.x, rows - 1 - shapes.y])
+    flags[edge < width] |= SOURCE_FLAGS.outside
+    pairs = KDTree(np.column_stack([shapes.x, shapes.y])).query_pairs(2 * width, output_type="ndarray")
+    flags[np.unique(pairs)] |= SOURCE_FLAGS.neighbour
+    return flags
+
+
+def frame_quality(frame: Frame, stars: Table) -> FrameQuality:
+    """Sum up how good a frame is.
+
+    Parameters
+    ----------
+    frame : Frame
+        The frame.
+    stars : Table
+        What `detect_stars` found on it.
+
+    Returns
+    -------
+    FrameQuality
+        FWHM and ellipticity are those of up to 200 stars, the brightest without any flag; of all without saturation
+        where fewer than 5 have none.
+    """
+    flags = np.asarray(stars["flags"])
+    good = flags == 0
+    if good.sum() < 5:
+        good = (flags & SOURCE_FLAGS.saturated) == 0
+    bright = stars[good & np.isfinite(stars["fwhm"])][:200]
+    bright = bright[bright["flux"] > 10 * bright["flux_err"]] if len(bright) else bright
+    fwhm, ellipticity = (float(np.median(bright[c])) if len(bright) else math.nan for c in ("fwhm", "ellipticity"))
+    saturated = float(np.mean((frame.mask & PIXEL_FLAGS.saturated) != 0))
+    return FrameQuality(fwhm, ellipticity, len(stars), frame.sky, frame.sky_noise, saturated)
+
+
+def catalog_of(catalog: Frame | Table, wcs: WCS | None = None, first_pixel: int | None = None) -> Table | None:
+    """Bring a catalog that came with a frame into a common form.
+
+    Column names are compared without regard to case. Columns ``x, y`` and ``xwin, ywin`` (BANZAI; SExtractor's
+    ``*_IMAGE``) count pixels from 1, as FITS does; ``xcenter, ycenter`` (the layered files' aperture table) and
+    ``xcentroid, ycentroid`` (photutils) from 0.
+
+    Parameters
+    ----------
+    catalog : Frame or Table
+        A frame with a catalog, or the table itself.
+    wcs : WCS, optional
+        Used where positions or sky positions are missing; default: the frame's.
+    first_pixel : {0, 1}, optional
+        Number of the first pixel, where the rule above does not hold.
+
+    Returns
+    -------
+    Table or None
+        ``id, x, y`` (0-based), ``ra, dec`` (degrees) and ``flux`` where known; rows without a position are left out, of
+        rows with the same id the first is kept (with a `DataWarning`). ``meta["ids"]`` is ``"catalog"``, or
+        ``"running"`` where the ids are missing or only number the rows. None where there is no catalog or no position
+        in it.
+    """
+    if isinstance(catalog, Frame):
+        wcs = wcs or catalog.wcs
+        catalog = catalog.catalog
+    if catalog is None or not len(catalog):
+        return None
+    columns = {name.lower(): name for name in catalog.colnames}
+    table = Table()
+    sky = _pair(columns, _SKY)
+    if sky:
+        table["ra"], table["dec"] = (_plain(catalog[c]) for c in sky)
+    for first, names in _POSITIONS.items():
+        pair = _pair(columns, names)
+        if pair and "x" not in table.colnames:
+            origin = first if first_pixel is None else first_pixel
+            table["x"], table["y"] = (_plain(catalog[c]) - origin for c in pair)
+    if "x" not in table.colnames and sky and wcs is not None:
+        table["x"], table["y"] = wcs.world_to_pixel_values(table["ra"], table["dec"])
+    if "x" not in table.colnames:
+        return None
+    if not sky and wcs is not None:
+        table["ra"], table["dec"] = wcs.pixel_to_world_values(table["x"], table["y"])
+    flux = next((columns[c] for c in _FLUX if c in columns), None)
+    if flux:
+        table["flux"] = _plain(catalog[flux])
+    return _with_ids(table, catalog, next((columns[c] for c in _IDS if c in columns), None))
+
+
+def _pair(columns: dict[str, str], names: tuple[tuple[str, str], ...]) -> tuple[str, str] | None:
+    return next(((columns[a], columns[b]) for a, b in names if a in columns and b in columns), None)
+
+
+def _plain(column: object) -> NDArray[np.float64]:
+    values = np.ma.filled(np.ma.asarray(column).astype(float), np.nan)
+    return np.array(values, dtype=np.float64)
+
+
+def _with_ids(table: Table, catalog: Table, name: str | None) -> Table:
+    ids = np.asarray(catalog[name]) if name else np.arange(1, len(catalog) + 1)
+    running = ids.dtype.kind in "iuf" and (np.array_equal(ids, np.arange(len(ids)) + ids[0]) and ids[0] in (0, 1))
+    table.add_column(ids, name="id", index=0)
+    table.meta["ids"] = "running" if name is None or running else "catalog"
+    table = table[np.isfinite(table["x"]) & np.isfinite(table["y"])]
+    _, first = np.unique(np.asarray(table["id"]), return_index=True)
+    if len(first) < len(table):
+        warnings.warn(f"catalog ids must be unique, got {len(table) - len(first)} repeated; the first of each is kept",
+                      DataWarning, stacklevel=3)  # fmt: skip
+    return table[np.sort(first)]

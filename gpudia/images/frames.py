@@ -1,0 +1,261 @@
+"""One exposure in memory: data, variance, mask, world coordinates and the facts of its header."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io.fits import Header
+from astropy.nddata import NDData, StdDevUncertainty
+from astropy.table import Table
+from astropy.wcs import WCS
+from numpy.typing import ArrayLike, NDArray
+
+from gpudia.errors import DataWarning, FrameError
+from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
+from gpudia.images.headers import FrameLayout, exposure_facts, name_of, pixel_scale, sane_wcs
+from gpudia.images.noise import estimate_variance, guess_gain, guess_saturation, sky_and_noise, unexposed
+
+__all__ = ["Frame", "frame_from_nddata", "make_frame"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One exposure. Arrays are native-endian, C-contiguous, of one shape (H, W), and finite everywhere.
+
+    Attributes
+    ----------
+    name : str
+        File stem, without ``.fits``, ``.fits.fz`` and so on.
+    data : ndarray of float32 or float64
+        ADU; pixels without data hold the local sky.
+    variance : ndarray of the same dtype
+        ADU^2, positive.
+    mask : ndarray of uint8
+        Bits of `gpudia.flags.PIXEL_FLAGS`; 0 = good.
+    wcs : WCS or None
+        Only where it is celestial and sane.
+    catalog : Table or None
+        The frame's own catalog as read; `gpudia.images.catalog_of` brings it into a common form.
+    mjd : float
+        Mid-exposure, UTC; NaN if unknown.
+    exptime : float
+        Seconds; NaN if unknown.
+    filter, instrument : str
+        Empty if unknown.
+    gain : float
+        e-/ADU; NaN if unknown and not to be had from the data.
+    read_noise : float
+        e-; NaN if unknown.
+    saturation : float
+        ADU; NaN if unknown.
+    fwhm : float
+        From the header, pixels; NaN if unknown. `gpudia.images.frame_quality` measures it.
+    sky, sky_noise : float
+        Level and noise of a typical sky pixel, ADU.
+    header : Header
+        Primary header updated by that of the image.
+    flags : int
+        Bits of `gpudia.flags.FRAME_FLAGS`.
+    path : Path or None
+        The file.
+    """
+
+    name: str
+    data: NDArray
+    variance: NDArray
+    mask: NDArray[np.uint8]
+    sky: float
+    sky_noise: float
+    wcs: WCS | None = None
+    catalog: Table | None = None
+    mjd: float = float("nan")
+    exptime: float = float("nan")
+    filter: str = ""
+    instrument: str = ""
+    gain: float = float("nan")
+    read_noise: float = float("nan")
+    saturation: float = float("nan")
+    fwhm: float = float("nan")
+    header: Header = field(default_factory=Header, repr=False)
+    flags: int = 0
+    path: Path | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W), pixels."""
+        return self.data.shape[0], self.data.shape[1]
+
+    @property
+    def bad(self) -> NDArray[np.bool_]:
+        """Boolean mask, True = ignore."""
+        return self.mask != 0
+
+
+def make_frame(
+    data: ArrayLike,
+    *,
+    error: ArrayLike | None = None,
+    bits: ArrayLike | None = None,
+    header: Header | None = None,
+    wcs: WCS | None = None,
+    catalog: Table | None = None,
+    layout: FrameLayout | None = None,
+    path: str | Path | None = None,
+    name: str | None = None,
+) -> Frame:
+    """Make a `Frame` of an image and what came with it.
+
+    Parameters
+    ----------
+    data : array_like, shape (H, W)
+        Image, ADU, any real dtype and byte order.
+    error : array_like, shape (H, W), optional
+        One sigma, ADU; made by `estimate_variance` when not given. Pixels where it is not finite or not positive
+        are masked.
+    bits : array_like of int or bool, shape (H, W), optional
+        Bits of `gpudia.flags.PIXEL_FLAGS`; True counts as bad.
+    header : Header, optional
+        Where gain, time and so on are looked up.
+    wcs : WCS, optional
+        Dropped, with a warning, if it is not celestial or not sane.
+    catalog : Table, optional
+        The frame's own star catalog.
+    layout : FrameLayout, optional
+        Keywords and overriding values.
+    path, name
+        Where it came from and what to call it.
+
+    Returns
+    -------
+    Frame
+
+    Raises
+    ------
+    FrameError
+        The image is not 2-D or not numeric, `error` or `bits` has another shape, no pixel is good, or all good pixels
+        are equal.
+    """
+    layout, header = layout or FrameLayout(), Header() if header is None else header
+    values, dtype = _native(data, "image", path)
+    mask = _pixel_bits(bits, values.shape, path)
+    mask[~np.isfinite(values)] |= PIXEL_FLAGS.no_data
+    sigma = None
+    if error is not None:
+        sigma = _matching(_native(error, "error plane", path)[0], values.shape, "error plane", path)
+        mask[~(np.isfinite(sigma) & (sigma > 0))] |= PIXEL_FLAGS.no_data
+    _refuse_empty(values, mask == 0, path)
+    facts = exposure_facts(header, layout)
+    maps = sky_and_noise(values, mask != 0)
+    values = np.where(np.isfinite(values), values, maps[0]).astype(values.dtype, copy=False)
+    facts, flags = _complete(facts, values, mask, maps, dtype, path)
+    with np.errstate(invalid="ignore"):
+        mask[values >= facts["saturation"]] |= PIXEL_FLAGS.saturated
+    good = mask == 0
+    _refuse_empty(values, good, path)
+    variance = estimate_variance(values, ~good, facts["gain"], facts["read_noise"], maps)
+    if sigma is not None:
+        with np.errstate(over="ignore", under="ignore"):
+            known = sigma.astype(values.dtype) ** 2
+        variance = np.where(np.isfinite(known) & (known > 0), known, variance)
+    wcs = sane_wcs(wcs, values.shape, path)
+    fwhm = facts.pop("fwhm_arcsec") / pixel_scale(wcs, header, layout)
+    sky, noise = (float(np.median(m[good])) for m in maps)
+    return Frame(
+        name=name or name_of(path), data=values, variance=variance, mask=mask, sky=sky, sky_noise=noise, wcs=wcs,
+        catalog=catalog, fwhm=fwhm, header=header, flags=flags, path=None if path is None else Path(path), **facts,
+    )  # fmt: skip
+
+
+def frame_from_nddata(
+    image: NDData, *, layout: FrameLayout | None = None, name: str = "frame"
+) -> Frame:
+    """Make a `Frame` of an `~astropy.nddata.NDData` or ``CCDData`` with its mask, uncertainty, WCS and header.
+
+    Parameters
+    ----------
+    image : NDData
+        Data in ADU; the mask is boolean (True = ignore) or bits of `gpudia.flags.PIXEL_FLAGS`; any uncertainty that
+        astropy can turn into a standard deviation.
+    layout : FrameLayout, optional
+        Keywords and overriding values.
+    name : str
+        What to call it.
+
+    Returns
+    -------
+    Frame
+        With arrays of its own.
+
+    Raises
+    ------
+    FrameError
+        As in `make_frame`.
+    """
+    error = None
+    if image.uncertainty is not None:
+        error = image.uncertainty.represent_as(StdDevUncertainty).array
+    meta = image.meta if isinstance(image.meta, Header) else Header(dict(image.meta))
+    return make_frame(
+        image.data, error=error, bits=image.mask, header=meta.copy(), wcs=image.wcs, layout=layout, name=name
+    )
+
+
+def _native(values: ArrayLike, what: str, path: Any) -> tuple[NDArray, np.dtype]:
+    """A new native-endian C-contiguous float array, and the dtype of the input."""
+    array = np.ma.filled(values.astype(float), np.nan) if np.ma.isMaskedArray(values) else np.asarray(values)
+    if array.dtype.kind not in "iufb":
+        raise FrameError(f"{what} must hold real numbers, got dtype {array.dtype}", path)
+    if array.ndim != 2 or 0 in array.shape:
+        raise FrameError(f"{what} must be two-dimensional and not empty, got shape {array.shape}", path)
+    wide = array.dtype.itemsize > (4 if array.dtype.kind == "f" else 2)  # float32 holds 24 bits exactly
+    return np.array(array, dtype=np.float64 if wide else np.float32, order="C"), array.dtype.newbyteorder("=")
+
+
+def _matching(plane: NDArray, shape: tuple[int, ...], what: str, path: Any) -> NDArray:
+    if plane.shape != shape:
+        raise FrameError(f"{what} must have the image's shape {shape}, got {plane.shape}", path)
+    return plane
+
+
+def _pixel_bits(bits: ArrayLike | None, shape: tuple[int, ...], path: Any) -> NDArray[np.uint8]:
+    if bits is None:
+        return np.zeros(shape, np.uint8)
+    plane = _matching(np.asarray(bits), shape, "mask", path)
+    if plane.dtype.kind not in "biu":
+        plane = np.where(np.isfinite(plane), plane, PIXEL_FLAGS.bad).astype(np.int64)
+    known = (plane & 0xFF).astype(np.uint8)
+    known[(plane != 0) & (known == 0)] = PIXEL_FLAGS.bad  # a bit we have no name for still says: do not use
+    return known
+
+
+def _refuse_empty(values: NDArray, good: NDArray[np.bool_], path: Any) -> None:
+    if not good.any():
+        raise FrameError(f"image must have at least one good pixel, got {good.size} masked or not finite", path)
+    low, high = values[good].min(), values[good].max()
+    if low == high:
+        raise FrameError(f"image must not be constant, got {low:g} in all {np.count_nonzero(good)} good pixels", path)
+
+
+def _complete(
+    facts: dict[str, Any], values: NDArray, mask: NDArray, maps: tuple[NDArray, NDArray], dtype: np.dtype, path: Any
+) -> tuple[dict[str, Any], int]:
+    """Fill in gain and saturation from the data where the header lacks them; mask what saw no sky."""
+    good, flags = mask == 0, 0
+    sky, noise = (float(np.median(m[good])) for m in maps)
+    mask[unexposed(values, good, sky, noise)] |= PIXEL_FLAGS.no_data
+    if not (np.isfinite(facts["gain"]) and facts["gain"] > 0):
+        found, facts["gain"] = facts["gain"], guess_gain(sky, noise, facts["read_noise"])
+        flags |= FRAME_FLAGS.gain_guessed
+        warnings.warn(
+            f"{path or 'frame'}: gain must be positive, got {found:g}; taken from the data: {facts['gain']:.3g} e-/ADU",
+            DataWarning, stacklevel=4,
+        )  # fmt: skip
+    if not np.isfinite(facts["saturation"]):
+        good = mask == 0
+        facts["saturation"] = guess_saturation(values, good, sky, noise, dtype) if good.any() else np.nan
+        flags |= FRAME_FLAGS.saturation_guessed
+    return facts, flags

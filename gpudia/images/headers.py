@@ -1,0 +1,204 @@
+"""What headers say, under the names that observatories use: gain, times, filter, world coordinates."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io.fits import Header
+from astropy.time import Time
+from astropy.wcs import WCS
+from astropy.wcs.utils import proj_plane_pixel_scales
+
+from gpudia.errors import ConfigError, DataWarning
+
+__all__ = ["FrameLayout", "exposure_facts", "name_of", "pixel_scale", "sane_wcs"]
+
+
+@dataclass(frozen=True)
+class FrameLayout:
+    """Where things stand in a FITS file: names of HDUs and keywords, tried in order; and values that override.
+
+    Attributes
+    ----------
+    image_hdu, error_hdu, mask_hdu, catalog_hdu : tuple of str
+        EXTNAMEs. Where none of `image_hdu` is there, the first 2-D image is taken.
+    gain_keys, read_noise_keys, saturation_keys, exptime_keys : tuple of str
+        e-/ADU, e-, ADU, seconds.
+    mid_keys, mjd_keys : tuple of str
+        Middle and start of the exposure, UTC, as MJD or ISO date; the middle wins. Start plus half the exposure time
+        is the middle.
+    filter_keys, instrument_keys : tuple of str
+        Text.
+    fwhm_keys : tuple of str
+        Seeing, arcsec.
+    scale_keys : tuple of str
+        Pixel scale, arcsec/pixel, used where there is no WCS.
+    gain, read_noise, saturation : float or None
+        Used instead of the header's (e-/ADU, e-, ADU).
+
+    Raises
+    ------
+    ConfigError
+        A value is not positive (the read noise: negative).
+    """
+
+    image_hdu: tuple[str, ...] = ("SCI",)
+    error_hdu: tuple[str, ...] = ("ERR", "ERROR", "UNCERT")
+    mask_hdu: tuple[str, ...] = ("BPM", "MASK")
+    catalog_hdu: tuple[str, ...] = ("CAT",)
+    gain_keys: tuple[str, ...] = ("GAIN",)
+    read_noise_keys: tuple[str, ...] = ("RDNOISE", "READNOIS", "READNOISE")
+    saturation_keys: tuple[str, ...] = ("SATURATE", "SATURATN", "SATLEVEL")
+    exptime_keys: tuple[str, ...] = ("EXPTIME", "EXPOSURE")
+    mid_keys: tuple[str, ...] = ("MJD-MID", "MJD-AVG", "DATE-AVG")
+    mjd_keys: tuple[str, ...] = ("MJD-OBS", "MJD", "DATE-OBS")
+    filter_keys: tuple[str, ...] = ("FILTER", "FILTER1")
+    instrument_keys: tuple[str, ...] = ("INSTRUME",)
+    fwhm_keys: tuple[str, ...] = ("L1FWHM", "L1SEESEC")
+    scale_keys: tuple[str, ...] = ("PIXSCALE", "SECPIX", "CCDSCALE")
+    gain: float | None = None
+    read_noise: float | None = None
+    saturation: float | None = None
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(item.default, tuple):
+                names = (value,) if isinstance(value, str) else tuple(value)
+                object.__setattr__(self, item.name, names)
+            elif value is not None:
+                lowest = 0.0 if item.name == "read_noise" else math.ulp(0.0)
+                if not (math.isfinite(value) and value >= lowest):
+                    raise ConfigError(f"{item.name} must be a positive number, got {value}")
+
+
+def name_of(path: str | Path | None) -> str:
+    """File name without folder and without ``.fits``, ``.fit``, ``.fts``, ``.fz``, ``.gz`` endings."""
+    stem = "frame" if path is None else Path(path).name
+    for ending in (".fz", ".gz", ".fits", ".fit", ".fts"):
+        if stem.lower().endswith(ending):
+            stem = stem[: -len(ending)]
+    return stem
+
+
+def exposure_facts(header: Header, layout: FrameLayout) -> dict[str, Any]:
+    """Read what the header says about the exposure.
+
+    Parameters
+    ----------
+    header : Header
+        Of the image.
+    layout : FrameLayout
+        Keywords and overriding values.
+
+    Returns
+    -------
+    dict
+        ``gain``, ``read_noise``, ``saturation``, ``exptime``, ``mjd`` (mid-exposure, UTC), ``fwhm_arcsec``: float,
+        NaN if unknown; ``filter``, ``instrument``: str.
+    """
+    facts: dict[str, Any] = {}
+    for name in ("gain", "read_noise", "saturation"):
+        given = getattr(layout, name)
+        facts[name] = _number(header, getattr(layout, f"{name}_keys")) if given is None else float(given)
+    facts["exptime"] = _number(header, layout.exptime_keys)
+    facts["mjd"] = _mid_exposure(header, layout, facts["exptime"])
+    fwhm = _number(header, layout.fwhm_keys)
+    facts["fwhm_arcsec"] = fwhm if fwhm > 0 else math.nan  # LCO and LT write 0 or -999 where it was not measured
+    for name in ("filter", "instrument"):
+        facts[name] = _text(header, getattr(layout, f"{name}_keys"))
+    return facts
+
+
+def _number(header: Header, keywords: Iterable[str]) -> float:
+    for key in keywords:
+        try:
+            value = float(header[key])
+        except (KeyError, TypeError, ValueError):
+            continue
+        if math.isfinite(value):
+            return value
+    return math.nan
+
+
+def _text(header: Header, keywords: Iterable[str]) -> str:
+    values = (str(header.get(key, "")).strip() for key in keywords)
+    return next((v for v in values if v and v.upper() not in ("UNKNOWN", "N/A", "NONE")), "")
+
+
+def _mid_exposure(header: Header, layout: FrameLayout, exptime: float) -> float:
+    middle = _first_mjd(header, layout.mid_keys)
+    if math.isfinite(middle):
+        return middle
+    half = exptime / 2 if math.isfinite(exptime) else 0.0
+    return _first_mjd(header, layout.mjd_keys) + half / 86400
+
+
+def _first_mjd(header: Header, keywords: Iterable[str]) -> float:
+    for key in keywords:
+        value = header.get(key)
+        try:
+            mjd = float(value) if not isinstance(value, str) else _date_to_mjd(value, header)
+        except (TypeError, ValueError):
+            continue
+        if math.isfinite(mjd) and mjd > 0:
+            return mjd
+    return math.nan
+
+
+def _date_to_mjd(text: str, header: Header) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        if "T" not in text and header.get("UTSTART"):  # a date alone: the time may stand beside it
+            text = f"{text}T{header['UTSTART']}"
+        return float(Time(text.strip(), format="isot" if "T" in text else "iso", scale="utc").mjd)
+
+
+def sane_wcs(wcs: WCS | None, shape: tuple[int, ...], path: Any = None) -> WCS | None:
+    """Return the WCS if it can be trusted with positions, else None.
+
+    Parameters
+    ----------
+    wcs : WCS or None
+        World coordinate system of the image.
+    shape : tuple of int
+        (H, W) of the image.
+    path : str or path-like, optional
+        Named in the warning.
+
+    Returns
+    -------
+    WCS or None
+        None, with a `DataWarning` where one was given, when it is not celestial, its scale is not between 0.001 and
+        600 arcsec/pixel, or the frame's centre does not come back to within 1 px from the sky.
+    """
+    if wcs is None or not wcs.has_celestial:
+        return None
+    try:
+        wcs = wcs.celestial
+        scales = proj_plane_pixel_scales(wcs) * 3600
+        centre = (shape[1] - 1) / 2, (shape[0] - 1) / 2
+        back = wcs.world_to_pixel_values(*wcs.pixel_to_world_values(*centre))
+        sane = bool(np.all((scales > 1e-3) & (scales < 600)) and np.hypot(*np.subtract(back, centre)) < 1.0)
+        reason = f"scale {scales} arcsec/px"
+    except (ValueError, RuntimeError) as exc:  # wcslib's errors derive from these
+        sane, reason = False, str(exc).strip().splitlines()[-1]
+    if sane:
+        return wcs
+    warnings.warn(f"{path or 'frame'}: WCS not usable and left out ({reason})", DataWarning, stacklevel=3)
+    return None
+
+
+def pixel_scale(wcs: WCS | None, header: Header, layout: FrameLayout) -> float:
+    """Arcsec per pixel from the WCS, else from the header; NaN if unknown."""
+    if wcs is not None:
+        return float(np.mean(proj_plane_pixel_scales(wcs))) * 3600
+    scale = _number(header, layout.scale_keys)
+    return scale if scale > 0 else math.nan

@@ -1,0 +1,245 @@
+"""Sky, noise, and what a header does not say: gain, saturation level, unexposed parts of the detector."""
+
+from __future__ import annotations
+
+import numpy as np
+from astropy.stats import sigma_clip
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.interpolate import RectBivariateSpline
+
+from gpudia.errors import InputError
+
+__all__ = ["estimate_variance", "guess_gain", "guess_saturation", "sky_and_noise", "unexposed"]
+
+#: Side of the meshes in which sky and noise are measured: several times the widest PSF, small against the sky's slope.
+MESH = 32
+
+
+def sky_and_noise(
+    data: NDArray, mask: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Measure the smooth sky and the noise of one sky pixel.
+
+    The sky is the clipped mode ``2.5 median - 1.5 mean`` of meshes of 32 px [Bertin & Arnouts 1996]. The noise is
+    the scaled median absolute value of the second differences ``[1, -2, 1] x [1, -2, 1] / 6`` [Immerkaer 1996], which
+    the light of stars hardly touches: in a field with a star every 80 px it is 2 % too large, a clipped standard
+    deviation 23 %. Second differences miss noise that is correlated between neighbouring pixels (resampled frames);
+    the whole map is therefore scaled by the ratio of the two measures in the emptiest tenth of the meshes, if above 1.
+
+    Parameters
+    ----------
+    data : ndarray, shape (H, W)
+        Image, ADU.
+    mask : ndarray of bool, shape (H, W), optional
+        True = ignore.
+
+    Returns
+    -------
+    sky, noise : ndarray of float32, shape (H, W)
+        ADU, and ADU (1 sigma). The noise is positive unless the frame is constant.
+
+    Raises
+    ------
+    InputError
+        `data` is not 2-D or no pixel of it is good.
+    """
+    if data.ndim != 2:
+        raise InputError(f"data must be two-dimensional, got shape {data.shape}")
+    good = np.isfinite(data) if mask is None else np.isfinite(data) & ~mask
+    if not good.any():
+        raise InputError("mask must leave at least one finite pixel of data, got none")
+    filled = np.where(good, data, np.median(data[good])).astype(np.float32)
+    clipped, rough = _mesh_values(filled, good)
+    level = 2.5 * np.nanmedian(clipped, axis=-1) - 1.5 * np.nanmean(clipped, axis=-1)
+    spread = np.nanstd(clipped, axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = spread / rough
+    ratio = ratio[np.isfinite(ratio)]
+    correlation = max(1.0, float(np.percentile(ratio, 10))) if ratio.size else 1.0
+    noise = np.where(rough > 0, rough * correlation, spread)  # coarsely quantised data have no second differences
+    return _smooth_map(level, data.shape), _smooth_map(noise, data.shape)
+
+
+def _mesh_values(filled: NDArray, good: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
+    """Clipped pixels (h, w, n) and the second-difference noise (h, w) of every mesh; NaN where too few are good."""
+    difference = ndimage.convolve1d(ndimage.convolve1d(filled, [1, -2, 1], axis=0), [1, -2, 1], axis=1) / 6
+    whole = ndimage.minimum_filter(good, size=3)  # differences that touch no masked pixel
+    pixels = _meshes(np.where(good, filled, np.nan))
+    rough = _meshes(np.where(whole, np.abs(difference), np.nan))
+    enough = np.isfinite(rough).mean(axis=-1) > 0.25
+    if not enough.any():  # hardly a good pixel anywhere: take whatever there is
+        enough = np.isfinite(pixels).any(axis=-1)
+        rough = np.where(np.isnan(rough), np.abs(pixels - np.nanmedian(pixels)), rough)
+    pixels[~enough] = 0.0
+    rough[~enough] = 0.0
+    clipped = sigma_clip(np.ma.masked_invalid(pixels), sigma=3.0, maxiters=5, axis=-1, masked=False)
+    clipped[~enough] = np.nan
+    noise = 1.4826 * np.nanmedian(rough, axis=-1)
+    noise[~enough] = np.nan
+    level = np.where(enough[..., None], clipped, np.nanmedian(clipped[enough]))
+    return level, np.where(enough, noise, np.nanmedian(noise))
+
+
+def _meshes(image: NDArray) -> NDArray:
+    """Cut an (H, W) image into (h, w, n) meshes, padded with NaN."""
+    side = min(MESH, *image.shape)
+    pad = [(0, -size % side) for size in image.shape]
+    padded = np.pad(image.astype(np.float32), pad, constant_values=np.nan)
+    h, w = (size // side for size in padded.shape)
+    return padded.reshape(h, side, w, side).swapaxes(1, 2).reshape(h, w, side * side)
+
+
+def _smooth_map(mesh: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Median-filter the meshes 3 x 3 and interpolate them linearly to every pixel."""
+    mesh = ndimage.median_filter(mesh, size=3, mode="nearest")
+    side = min(MESH, *shape)
+    # A second copy of a single row or column lets one spline serve every frame size.
+    mesh = np.pad(mesh, [(0, int(n == 1)) for n in mesh.shape], mode="edge")
+    centres = [(np.arange(n) + 0.5) * side - 0.5 for n in mesh.shape]
+    grid = [np.clip(np.arange(size), c[0], c[-1]) for size, c in zip(shape, centres, strict=True)]
+    return RectBivariateSpline(*centres, mesh, kx=1, ky=1)(*grid).astype(np.float32)
+
+
+def estimate_variance(
+    data: NDArray,
+    mask: NDArray[np.bool_] | None = None,
+    gain: float = np.nan,
+    read_noise: float = np.nan,
+    maps: tuple[NDArray, NDArray] | None = None,
+) -> NDArray:
+    """Variance of every pixel of a frame without an error plane.
+
+    ``max(noise^2, (read_noise/gain)^2) + max(smooth(data) - sky, 0)/gain``, where sky and noise are measured in the
+    frame itself (`sky_and_noise`): this holds for sky-subtracted frames too and survives a wrong gain where there
+    is only sky. The data are smoothed (3 x 3 mean) so that the variance does not follow the noise.
+
+    Parameters
+    ----------
+    data : ndarray, shape (H, W)
+        Image, ADU.
+    mask : ndarray of bool, shape (H, W), optional
+        True = ignore.
+    gain : float
+        e-/ADU. Not finite or not positive: unknown, the photon noise of stars is left out.
+    read_noise : float
+        e-. Not finite: unknown.
+    maps : pair of ndarray, shape (H, W), optional
+        What `sky_and_noise` gave for the same data, when it is there already.
+
+    Returns
+    -------
+    ndarray, shape (H, W)
+        ADU^2, positive and finite; float32, or float64 for float64 data.
+    """
+    sky, noise = sky_and_noise(data, mask) if maps is None else maps
+    floor = noise.astype(np.float64) ** 2
+    if gain > 0 and read_noise >= 0:
+        floor = np.maximum(floor, (read_noise / gain) ** 2)
+    if gain > 0:
+        good = np.isfinite(data) if mask is None else np.isfinite(data) & ~mask
+        excess = ndimage.uniform_filter(np.where(good, data - sky, 0.0), size=3)
+        share = ndimage.uniform_filter(good.astype(np.float32), size=3)
+        floor += np.maximum(excess / np.maximum(share, 1 / 9), 0) / gain
+    tiny = np.finfo(np.float32).tiny
+    return np.maximum(floor, tiny).astype(np.float64 if data.dtype == np.float64 else np.float32)
+
+
+def guess_gain(sky: float, noise: float, read_noise: float = np.nan) -> float:
+    """Gain from the photon transfer relation at the sky.
+
+    Solves ``noise^2 = sky/gain + (read_noise/gain)^2``; without a read noise this is ``gain = sky/noise^2``.
+
+    Parameters
+    ----------
+    sky, noise : float
+        Sky level and noise of one sky pixel, ADU.
+    read_noise : float
+        e-; not finite counts as zero.
+
+    Returns
+    -------
+    float
+        e-/ADU; NaN where the sky is not above 10 times its noise (sky-subtracted frames carry no such information).
+    """
+    if not (noise > 0 and sky > 10 * noise):
+        return float("nan")
+    extra = read_noise if read_noise > 0 else 0.0
+    return float((sky + np.sqrt(sky**2 + 4 * (noise * extra) ** 2)) / (2 * noise**2))
+
+
+def guess_saturation(data: NDArray, good: NDArray[np.bool_], sky: float, noise: float, dtype: np.dtype) -> float:
+    """Saturation level from the data's own pile-up, else from the integer type.
+
+    A pile-up is a largest value that at least 4 good pixels share, far (100 sigma) above the sky.
+
+    Parameters
+    ----------
+    data : ndarray, shape (H, W)
+        Image, ADU.
+    good : ndarray of bool, shape (H, W)
+        Pixels to look at.
+    sky, noise : float
+        ADU.
+    dtype : dtype
+        Type of the values in the file.
+
+    Returns
+    -------
+    float
+        ADU; NaN where neither says anything.
+    """
+    top = data[good].max()
+    if top > sky + 100 * noise and np.count_nonzero(data[good] == top) >= 4:
+        return float(top)
+    return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else float("nan")
+
+
+def unexposed(data: NDArray, good: NDArray[np.bool_], sky: float, noise: float) -> NDArray[np.bool_]:
+    """Find the parts of the frame that saw no sky: blocks of exact zeros, and dark (vignetted) borders.
+
+    Parameters
+    ----------
+    data : ndarray, shape (H, W)
+        Image, ADU, finite.
+    good : ndarray of bool, shape (H, W)
+        Pixels not masked so far.
+    sky, noise : float
+        Sky level and noise of the frame, ADU.
+
+    Returns
+    -------
+    ndarray of bool, shape (H, W)
+        True = no data. Exact zeros count in solid blocks of at least 100 px, when less than half the frame is zero.
+        Dark means below 0.6 of the sky, in a block of at least 200 px that touches the border, grown by 4 px; it is
+        looked for only where the sky stands at least 10 sigma above zero.
+    """
+    zero = (data == 0) & good
+    if 0 < zero.sum() < 0.5 * data.size:
+        core = ndimage.binary_opening(zero, np.ones((5, 5)))
+        found = _large(ndimage.binary_propagation(core, mask=zero), 100) if core.any() else np.zeros_like(zero)
+    else:
+        found = np.zeros_like(zero)
+    if sky > 10 * noise:
+        smooth = ndimage.uniform_filter(data.astype(np.float32), size=5)
+        dark = _touching(_large(smooth < 0.6 * sky, 200))
+        if dark.any():
+            found |= ndimage.binary_dilation(dark, iterations=4)
+    return found
+
+
+def _large(blocks: NDArray[np.bool_], area: int) -> NDArray[np.bool_]:
+    labels, _ = ndimage.label(blocks)
+    keep = np.bincount(labels.ravel()) >= area
+    keep[0] = False
+    return keep[labels]
+
+
+def _touching(blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Keep the blocks that touch the border of the frame."""
+    labels, count = ndimage.label(blocks)
+    keep = np.zeros(count + 1, bool)
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        keep[edge] = True
+    keep[0] = False
+    return keep[labels]

@@ -1,0 +1,173 @@
+"""From a FITS file to a `Frame`: plain images, LCO/BANZAI files (also fpacked), and the layered files of the seed."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.io.fits.verify import VerifyError, VerifyWarning
+from astropy.table import Table
+from astropy.utils.exceptions import AstropyWarning
+from astropy.wcs import WCS, FITSFixedWarning
+
+from gpudia.errors import FrameError
+from gpudia.images.frames import Frame, make_frame
+from gpudia.images.headers import FrameLayout
+
+__all__ = ["read_frame"]
+
+# What astropy and the decompressors raise on damaged files, as met in tests with cut and scrambled files.
+_DAMAGE = (OSError, EOFError, ValueError, TypeError, IndexError, KeyError, OverflowError, zlib.error, VerifyError)
+
+
+@dataclass
+class _Parts:
+    """What was found in one file."""
+
+    data: Any
+    header: fits.Header
+    error: Any = None
+    bits: Any = None
+    wcs: WCS | None = None
+    catalog: Table | None = None
+
+
+def read_frame(path: str | Path, layout: FrameLayout | None = None) -> Frame:
+    """Read one FITS file, in any of the layouts that this library knows.
+
+    The image is the HDU named as `layout` says (``SCI``), else the first 2-D image; error, mask and catalog are found
+    by name. An HDU without an image whose header holds a celestial WCS overrides the image's own WCS (the layered
+    files of the LCO photometry module). Compressed (``.fz``, ``.gz``) and scaled integer images are unpacked. The file
+    is closed before this returns and never modified.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+    layout : FrameLayout, optional
+        Names of HDUs and keywords, and values that override the header.
+
+    Returns
+    -------
+    Frame
+
+    Raises
+    ------
+    FrameError
+        The file is missing, truncated, not FITS or has no 2-D image; error or mask has another shape; no pixel is
+        good; the image is constant.
+    """
+    layout, path = layout or FrameLayout(), Path(path)
+    if not path.is_file():
+        raise FrameError("file must exist, got none" if not path.exists() else "must be a file, got a folder", path)
+    parts = _read_parts(path, layout)
+    return make_frame(
+        parts.data, error=parts.error, bits=parts.bits, header=parts.header, wcs=parts.wcs,
+        catalog=parts.catalog, layout=layout, path=path,
+    )  # fmt: skip
+
+
+def _read_parts(path: Path, layout: FrameLayout) -> _Parts:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)  # headers of observatories break small rules all the time
+        warnings.filterwarnings("error", message=".*truncated.*")
+        try:
+            # A handle of our own: astropy leaves its own open when it gives up on a damaged file.
+            with path.open("rb") as file, fits.open(file, memmap=False) as hdus:
+                return _collect(hdus, layout, path)
+        except AstropyWarning as exc:
+            raise FrameError(f"file must be complete, got a truncated one ({exc})", path) from exc
+        except _DAMAGE as exc:
+            raise FrameError(f"file must be readable as FITS, got {type(exc).__name__}: {exc}", path) from exc
+
+
+def _collect(hdus: fits.HDUList, layout: FrameLayout, path: Path) -> _Parts:
+    image = _image_hdu(hdus, layout, path)
+    _refuse_cut_extension(hdus, path)
+    parts = _Parts(_squeezed(image), _merged_header(hdus[0], image), wcs=_wcs_of(image.header, hdus))
+    for hdu in hdus:
+        if hdu is image:
+            continue
+        if _named(hdu, layout.error_hdu) and _is_image(hdu):
+            parts.error = _squeezed(hdu)
+        elif _named(hdu, layout.mask_hdu) and _is_image(hdu):
+            parts.bits = _squeezed(hdu)
+        elif _named(hdu, layout.catalog_hdu) and isinstance(hdu, fits.BinTableHDU | fits.TableHDU):
+            parts.catalog = Table.read(hdu)
+        elif hdu is not hdus[0] and not _is_image(hdu):
+            parts.wcs = _wcs_of(hdu.header, hdus) or parts.wcs
+    return parts
+
+
+def _refuse_cut_extension(hdus: fits.HDUList, path: Path) -> None:
+    """Refuse a file that ends within an extension: astropy leaves that out without a word, be it the error plane."""
+    info = hdus[-1].fileinfo()
+    with path.open("rb") as file:
+        if info and not path.name.lower().endswith((".gz", ".bz2", ".xz", ".zip", ".Z")):  # these say so themselves
+            file.seek(info["datLoc"] + info["datSpan"])
+            rest = file.read(8)
+            if rest and b"XTENSION".startswith(rest):
+                raise FrameError("file must be complete, got one that ends within an extension", path)
+
+
+def _named(hdu: Any, names: Iterable[str]) -> bool:
+    return hdu.name.upper() in {n.upper() for n in names}
+
+
+def _is_image(hdu: Any) -> bool:
+    """True for 2-D images (axes of length 1 do not count), compressed ones too; does not read the pixels."""
+    return bool(hdu.is_image) and len(_plane_shape(hdu)) == 2
+
+
+def _plane_shape(hdu: Any) -> tuple[int, ...]:
+    shape = tuple(hdu.shape)
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    return shape if 0 not in shape else ()
+
+
+def _squeezed(hdu: Any) -> np.ndarray:
+    return hdu.data.reshape(_plane_shape(hdu))
+
+
+def _image_hdu(hdus: fits.HDUList, layout: FrameLayout, path: Path) -> Any:
+    images = [hdu for hdu in hdus if _is_image(hdu)]
+    other = (*layout.error_hdu, *layout.mask_hdu)
+    found = [h for h in images if _named(h, layout.image_hdu)]
+    if not found and layout.image_hdu == FrameLayout.image_hdu:  # a name that the user gave has to be there
+        found = [h for h in images if not _named(h, other)]
+    if not found:
+        got = ", ".join(f"{h.name or 'unnamed'} {tuple(h.shape) if h.is_image else 'table'}" for h in hdus)
+        named = "" if layout.image_hdu == FrameLayout.image_hdu else f" named {' or '.join(layout.image_hdu)}"
+        raise FrameError(f"file must hold a two-dimensional image{named}, got {got}", path)
+    return found[0]
+
+
+def _merged_header(primary: Any, image: Any) -> fits.Header:
+    """Cards of the primary header, updated by those of the image; without what describes the file's structure."""
+    header = primary.header.copy(strip=True)
+    if image is not primary:
+        header.extend(image.header.copy(strip=True), update=True)
+    for key in ("BSCALE", "BZERO", "BLANK", "CHECKSUM", "DATASUM", "EXTNAME", "EXTVER"):
+        header.remove(key, ignore_missing=True, remove_all=True)
+    return header
+
+
+def _wcs_of(header: fits.Header, hdus: fits.HDUList) -> WCS | None:
+    """World coordinates of a header; None where there are none or wcslib refuses them."""
+    if "CTYPE1" not in header or "CTYPE2" not in header:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FITSFixedWarning)
+        warnings.simplefilter("ignore", VerifyWarning)
+        try:
+            wcs = WCS(header, fobj=hdus, naxis=2)
+        except (ValueError, KeyError, TypeError, AssertionError):  # astropy asserts on inconsistent distortion tables
+            return None
+    return wcs if wcs.has_celestial else None

@@ -1,0 +1,207 @@
+"""Light curves of all stars of a run, in memory and in ``lightcurves.fits``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from astropy.time import Time
+from astropy.timeseries import TimeSeries
+from numpy.typing import NDArray
+
+from gpudia.errors import FrameError, InputError
+
+__all__ = ["LightCurves", "read_lightcurves"]
+
+_FILE = "lightcurves.fits"
+_PLANES = ("FLUX_DIFF", "FLUX_DIFF_ERR", "FLUX", "FLUX_ERR", "FLAGS")
+_SOURCE_COLUMNS = ("source_id", "ra", "dec", "x", "y", "flux_ref", "flux_ref_err", "n_good", "chi2", "flags")
+_EPOCH_COLUMNS = ("file", "mjd")
+
+
+@dataclass(frozen=True)
+class LightCurves:
+    """Light curves of S stars in E epochs.
+
+    Attributes
+    ----------
+    sources : Table
+        S rows: ``source_id, ra, dec, x, y, flux_ref, flux_ref_err, n_good, chi2, flags``.
+    epochs : Table
+        E rows, in the order of the planes: at least ``file`` and ``mjd`` (mid-exposure, UTC).
+    planes : dict of str to (E, S) array
+        FLUX_DIFF, FLUX_DIFF_ERR, FLUX, FLUX_ERR (float32, ADU of the reference; NaN = not measured), FLAGS (int32,
+        `gpudia.flags.SOURCE_FLAGS`), and the same with _AP, _PSF for every measure made.
+
+    Raises
+    ------
+    InputError
+        A column or plane is missing, a plane has another shape than (E, S), or a source_id stands twice.
+    """
+
+    sources: Table
+    epochs: Table
+    planes: dict[str, NDArray[Any]]
+
+    def __post_init__(self) -> None:
+        _check_names("sources", self.sources.colnames, _SOURCE_COLUMNS)
+        _check_names("epochs", self.epochs.colnames, _EPOCH_COLUMNS)
+        _check_names("planes", list(self.planes), _PLANES)
+        shape = (len(self.epochs), len(self.sources))
+        for name, plane in self.planes.items():
+            if np.shape(plane) != shape:
+                raise InputError(f"{name} must have shape (epochs, sources) = {shape}, got {np.shape(plane)}")
+        ids, counts = np.unique(self._ids, return_counts=True)
+        if (counts > 1).any():
+            raise InputError(f"source_id must be unique, got {ids[counts > 1][0]} more than once")
+
+    @property
+    def _ids(self) -> NDArray[np.str_]:
+        # As text, so that 17 and "17" find the same star.
+        return np.asarray(self.sources["source_id"]).astype(str)
+
+    def timeseries(self, source_id: Any) -> TimeSeries:
+        """Light curve of one star, ordered by time.
+
+        Columns: ``time`` (UTC), ``image`` and one for each plane, in lower case.
+
+        Raises
+        ------
+        InputError
+            No star has this source_id.
+        """
+        found = np.flatnonzero(self._ids == str(source_id))
+        if not found.size:
+            raise InputError(f"source_id must be one of the {len(self.sources)} sources, got {source_id!r}")
+        mjd = np.asarray(self.epochs["mjd"], float)
+        order = np.argsort(mjd, kind="stable")
+        data = {"image": np.asarray(self.epochs["file"]).astype(str)[order]}
+        data |= {name.lower(): _native(plane[:, found[0]])[order] for name, plane in self.planes.items()}
+        series = TimeSeries(time=Time(mjd[order], format="mjd", scale="utc"), data=data)
+        series.meta |= {c: _plain(self.sources[c][found[0]]) for c in _SOURCE_COLUMNS if c != "flags"}
+        return series
+
+    def to_table(self) -> Table:
+        """All light curves as a long table: one row for each star and epoch, star by star in the order of epochs."""
+        n_epochs, n_sources = len(self.epochs), len(self.sources)
+        table = Table()
+        for column in ("source_id", "ra", "dec"):
+            table[column] = np.repeat(_native(np.asarray(self.sources[column])), n_epochs)
+        table["image"] = np.tile(np.asarray(self.epochs["file"]).astype(str), n_sources)
+        table["mjd"] = np.tile(np.asarray(self.epochs["mjd"], float), n_sources)
+        for name, plane in self.planes.items():
+            table[name.lower()] = _native(plane).T.ravel()
+        return table
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write the long table of `to_table` as Parquet.
+
+        Raises
+        ------
+        InputError
+            pyarrow is not installed.
+        """
+        try:
+            arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+        except ImportError as error:
+            raise InputError("Parquet needs pyarrow: pip install 'gpudia[parquet]'") from error
+        table = self.to_table()
+        columns = {name: arrow.array(table[name].tolist() if table[name].dtype.kind == "U" else np.asarray(table[name]))
+                   for name in table.colnames}
+        _write_whole(Path(path), lambda part: parquet.write_table(arrow.table(columns), part))
+
+    def write(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write ``lightcurves.fits``: tables SOURCES and EPOCHS, one image (E, S) for each plane.
+
+        Floating-point planes are written as float32, FLAGS as int32. The file appears whole or not at all.
+
+        Raises
+        ------
+        InputError
+            The file exists and `overwrite` is False.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise InputError(f"path must not exist (or say overwrite=True), got {path}")
+        hdus = fits.HDUList([fits.PrimaryHDU(), _table_hdu(self.sources, "SOURCES"), _table_hdu(self.epochs, "EPOCHS")])
+        for name, plane in self.planes.items():
+            kind = np.float32 if np.asarray(plane).dtype.kind == "f" else np.int32
+            hdus.append(fits.ImageHDU(np.ascontiguousarray(plane, dtype=kind), name=name))
+        _write_whole(path, lambda part: hdus.writeto(part, overwrite=True))
+
+
+def read_lightcurves(path: str | os.PathLike[str]) -> LightCurves:
+    """Read the light curves of a run.
+
+    Parameters
+    ----------
+    path : str or path-like
+        ``lightcurves.fits``, or the output folder that holds it. The planes are mapped from disk, not loaded.
+
+    Raises
+    ------
+    InputError
+        There is no such file.
+    FrameError
+        The file is not what `LightCurves.write` makes; names the file and what is wrong.
+    """
+    path = Path(path)
+    file = path / _FILE if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"path must be a file of light curves or the output folder of a run, got {path}: "
+                         f"no {file.name} there")
+    try:
+        with fits.open(file, memmap=True) as hdus:
+            tables = [_read_table(hdus[name]) for name in ("SOURCES", "EPOCHS")]
+            planes = {hdu.name: hdu.data for hdu in hdus[1:] if isinstance(hdu, fits.ImageHDU)}
+        return LightCurves(*tables, planes)
+    except (OSError, KeyError, ValueError, TypeError) as error:  # InputError of a wrong shape is a ValueError
+        raise FrameError(f"not a file of light curves: {error}", file) from error
+
+
+def _check_names(name: str, have: list[str], needed: tuple[str, ...]) -> None:
+    missing = [n for n in needed if n not in have]
+    if missing:
+        raise InputError(f"{name} must have {', '.join(needed)}, got none named {', '.join(missing)}")
+
+
+def _read_table(hdu: fits.BinTableHDU) -> Table:
+    table = Table.read(hdu)
+    table.convert_bytestring_to_unicode()
+    for name in table.colnames:
+        if table[name].dtype.kind in "iuf" and not table[name].dtype.isnative:
+            table[name] = table[name].astype(table[name].dtype.newbyteorder("="))
+    return table
+
+
+def _table_hdu(table: Table, name: str) -> fits.BinTableHDU:
+    hdu = fits.table_to_hdu(Table(table, meta={}))
+    hdu.name = name
+    return hdu
+
+
+def _native(values: Any) -> NDArray[Any]:
+    array = np.asarray(values)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _plain(value: Any) -> Any:
+    """A table cell as a plain Python number or string, so that it goes into ECSV."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside the place and rename: the file appears whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

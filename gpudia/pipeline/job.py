@@ -1,0 +1,246 @@
+"""The job: from frames to light curves. Reads like the method."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gpudia.backend import Backend, to_host, use_backend
+from gpudia.config import RunConfig, expand_frames
+from gpudia.errors import DataWarning, FrameError
+from gpudia.flags import FRAME_FLAGS
+from gpudia.images import FrameLayout
+from gpudia.images.headers import name_of
+from gpudia.model import DifferenceStack
+from gpudia.pipeline.journal import Journal, log_to, prepare_output
+from gpudia.pipeline.looks import FrameStore, Look, choose_reference, register_all, take_look
+from gpudia.pipeline.measure import EpochFluxes, Measures, measure_epoch, prepare_measures
+from gpudia.pipeline.outputs import RunResult, write_difference, write_results
+from gpudia.pipeline.prepare import Prepared, PreparedBatch, place_batch, prepare
+from gpudia.pipeline.reference import RunReference, make_reference
+
+__all__ = ["run"]
+
+log = logging.getLogger("gpudia.pipeline")
+
+#: Planes of float64 that an image takes on the device from upload to download, with a margin.
+_PLANES_PER_IMAGE = 40
+_MOST_IMAGES = 64
+
+
+@dataclass
+class _Job:
+    """What the steps of one run share."""
+
+    config: RunConfig
+    output: Path
+    backend: Backend
+    store: FrameStore
+    journal: Journal
+    progress: bool
+    results: dict[str, EpochFluxes] = field(default_factory=dict)
+
+    def bar(self, items: Sequence[Any], what: str) -> tqdm:
+        """Progress on stderr; quiet when that is no terminal."""
+        return tqdm(total=len(items), desc=what, unit="frame", disable=None if self.progress else True, leave=False)
+
+
+def run(config: RunConfig, progress: bool = False) -> RunResult:
+    """Make difference images and light curves from a series of frames.
+
+    Parameters
+    ----------
+    config : RunConfig
+        All settings.
+    progress : bool
+        Show progress bars on stderr where that is a terminal.
+
+    Returns
+    -------
+    RunResult
+        Numbers of frames by status, tables and light curves, and where the report is.
+
+    Raises
+    ------
+    ConfigError
+        If the output folder cannot be used, no frame is found, or settings do not fit the frames.
+    FrameError
+        If nothing can be done: no frame is usable, or the reference is not.
+
+    Notes
+    -----
+    A frame that cannot be used is a row with a reason in ``epochs.ecsv``; the others go on.
+    """
+    paths = expand_frames(config.frames)
+    output = prepare_output(config)
+    with log_to(output / "gpudia.log"), use_backend(config.backend) as backend:
+        journal = Journal(output / "journal.jsonl")
+        try:
+            (output / "run.toml").write_text(config.to_toml(), encoding="utf-8")
+            store = FrameStore(FrameLayout(**config.layout()))
+            return _steps(_Job(config, output, backend, store, journal, progress), paths)
+        finally:
+            journal.close()
+
+
+def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
+    config, journal = job.config, job.journal
+    journal.write("start", frames=len(paths), backend=job.backend.name, device=job.backend.device)
+    looks = _look_at(job, paths)
+    best = choose_reference(looks, config, job.store)
+    log.info("reference %s", best.path)
+    with job.bar(looks, "register") as bar:
+        register_all(looks, best, config, bar.update)
+    reference = make_reference(best, job.store.read(best.path), looks, config, job.backend)
+    usable = [look for look in looks if not look.reason]
+    widths = [look.quality.fwhm for look in usable if look.quality is not None]
+    measures = prepare_measures(reference, widths, config.aperture_radius, config.background_degree)
+    journal.write("reference", file=str(best.path), kernel_size=reference.kernel_size, stars=len(reference.stars))
+    with job.bar(usable, "subtract") as bar:
+        for batch in _batches(job, usable, reference):
+            _do_batch(job, batch, reference, measures)
+            bar.update(len(batch))
+    result = write_results(job.output, config, job.backend, looks, reference, measures, job.results)
+    journal.write("end", ok=result.n_ok, failed=result.n_failed)
+    return result
+
+
+def _look_at(job: _Job, paths: Sequence[Path]) -> list[Look]:
+    looks = []
+    with job.bar(paths, "read") as bar:
+        for path, name in zip(paths, _distinct_names(paths), strict=True):
+            with _warnings_logged(path):
+                looks.append(take_look(path, name, job.store, job.config))
+            job.journal.write("read", file=str(path), reason=looks[-1].reason)
+            bar.update()
+    return looks
+
+
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Names for products: file stems, numbered where two files of different folders share one."""
+    taken: dict[str, int] = {}
+    names = []
+    for path in paths:
+        stem = name_of(path)
+        count = taken[stem] = taken.get(stem, 0) + 1
+        names.append(stem if count == 1 else f"{stem}-{count}")
+    return names
+
+
+class _warnings_logged:  # noqa: N801 - a small context manager
+    """Doubts about a frame go to the log with its name, once, and not to the caller's terminal as warnings."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._catch = warnings.catch_warnings(record=True)
+
+    def __enter__(self) -> None:
+        self._caught = self._catch.__enter__()
+        warnings.simplefilter("always", DataWarning)
+
+    def __exit__(self, *exception: Any) -> None:
+        self._catch.__exit__(*exception)
+        for text in dict.fromkeys(str(w.message) for w in self._caught or []):
+            log.info("%s: %s", self._path.name, text)
+
+
+def _batches(job: _Job, looks: Sequence[Look], reference: RunReference) -> Iterator[list[Look]]:
+    """Split by memory: as many frames as the device holds from upload to download."""
+    height, width = reference.region.shape
+    size = job.config.batch_size
+    if size == "auto":
+        n = reference.plan.design.n_parameters
+        per_image = 8 * (_PLANES_PER_IMAGE * height * width + 4 * n * n)
+        size = int(min(max(1, job.backend.free_bytes() // 2 // per_image), _MOST_IMAGES))
+    for start in range(0, len(looks), int(size)):
+        yield list(looks[start:start + int(size)])
+
+
+def _do_batch(job: _Job, batch: Sequence[Look], reference: RunReference, measures: Measures) -> None:
+    """Prepare, upload, solve, download, measure and write some frames."""
+    start = time.perf_counter()
+    ready: list[tuple[Look, Prepared]] = []
+    for look in batch:
+        try:
+            ready.append((look, _prepare(job, look, reference)))
+        except FrameError as error:
+            _failed(job, look, error)
+    if not ready:
+        return
+    placed = place_batch([p for _, p in ready], reference.region.shape, job.backend)
+    stack = reference.plan.subtract(placed.data, placed.error, placed.mask,
+                                    keep=("covariance", "image_variance")).to_host()
+    ratio = None if placed.noise_ratio is None else to_host(placed.noise_ratio)
+    shared = (time.perf_counter() - start) / len(ready)
+    for i, (look, prepared) in enumerate(ready):
+        start = time.perf_counter()
+        try:
+            _finish(job, look, prepared, stack, i, placed, None if ratio is None else ratio[i], reference, measures)
+        except FrameError as error:
+            _failed(job, look, error)
+        look.seconds += shared + time.perf_counter() - start
+        job.journal.write("epoch", file=str(look.path), status="failed" if look.reason else "ok", reason=look.reason,
+                          seconds=round(look.seconds, 3))
+
+
+def _prepare(job: _Job, look: Look, reference: RunReference) -> Prepared:
+    with _warnings_logged(look.path):
+        frame = job.store.read(look.path)
+        if look is not reference.look:
+            job.store.drop(look.path)
+        return prepare(frame, look.registration, reference.region, job.config)
+
+
+def _failed(job: _Job, look: Look, error: FrameError) -> None:
+    look.fail(error)
+    job.journal.write("epoch", file=str(look.path), status="failed", reason=look.reason)
+
+
+def _finish(job: _Job, look: Look, prepared: Prepared, stack: DifferenceStack, i: int, placed: PreparedBatch,
+            ratio: Any, reference: RunReference, measures: Measures) -> None:
+    """Measure one epoch of a solved batch and write its files.
+
+    Raises
+    ------
+    FrameError
+        If the solve gave no result.
+    """
+    status = int(stack.status[i])
+    if stack.failed[i]:
+        names = ", ".join(FRAME_FLAGS.decode(status))
+        raise FrameError(f"no solution ({names}): {int(stack.n_pixels[i])} pixels for "
+                         f"{reference.plan.design.n_parameters} unknowns")
+    look.flags |= status | prepared.flags
+    if look is reference.look:
+        look.flags |= FRAME_FLAGS.is_reference
+    bits = placed.bits[i] | stack.flags[i]
+    job.results[look.name] = measure_epoch(measures, stack, i, bits, ratio)
+    _note_numbers(look, stack, i, bits, reference)
+    if job.config.products:
+        write_difference(job.output, look, stack, i, bits, reference, job.backend, job.config)
+
+
+def _note_numbers(look: Look, stack: DifferenceStack, i: int, bits: Any, reference: RunReference) -> None:
+    chi2 = float(stack.chi2[i])
+    # far from 1 the noise is not what the header says, or the model not what the sky does
+    if look is not reference.look and not 0.5 < chi2 < 2.0:
+        look.flags |= FRAME_FLAGS.bad_chi2
+    registration = look.registration
+    dx, dy = registration.apply(reference.region.centre) - np.array(reference.region.centre)
+    look.numbers = {
+        "shift_x": float(dx), "shift_y": float(dy), "registration_rms": registration.rms,
+        "n_matched": registration.n_matched, "route": registration.route, "scale": float(stack.scale[i]),
+        "scale_err": float(stack.scale_error[i]), "chi2": chi2, "noise_gain": float(stack.noise_gain[i]),
+        "n_masked": int(((bits & 127) != 0).sum()), "n_clipped": int(stack.n_clipped[i]),
+        "n_pixels": int(stack.n_pixels[i]), "iterations": int(stack.iterations[i]),
+        "epsilon": math.nan, "epsilon_err": math.nan,
+    }

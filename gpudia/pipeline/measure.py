@@ -1,0 +1,155 @@
+"""Forced photometry of one epoch: apertures and PSF fluxes of the reference's stars and of the target, host side."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpudia.errors import FrameError
+from gpudia.images import sky_and_noise
+from gpudia.model import DifferenceStack, evaluate_terms
+from gpudia.photometry import (
+    CombinedFluxes,
+    EpochNoise,
+    Psf,
+    aperture_correction,
+    choose_aperture_radius,
+    combine,
+    empirical_psf,
+    epoch_psf,
+    measure_apertures,
+    psf_photometry,
+)
+from gpudia.pipeline.reference import RunReference
+
+__all__ = ["EpochFluxes", "Measures", "measure_epoch", "prepare_measures"]
+
+log = logging.getLogger("gpudia.pipeline")
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What the photometry of all epochs shares.
+
+    Positions (S, 2) are those of the reference's stars in the cutout, with the target (if any) as the last row. Fluxes
+    of the reference are total fluxes, ADU, by method.
+    """
+
+    positions: Float
+    radius: float
+    psf: Psf
+    flux: dict[str, Float]
+    flux_error: dict[str, Float]
+    flags: dict[str, NDArray[np.int32]]
+    reference: Float
+    reference_variance: Float
+    shape: tuple[int, int]
+    background_degree: int
+
+    @property
+    def recommended(self) -> str:
+        """Measure that fills the columns without a suffix: PSF fluxes where stars made the PSF, else apertures."""
+        return "psf" if self.psf.method == "stack" else "ap"
+
+
+@dataclass(frozen=True)
+class EpochFluxes:
+    """Fluxes of all positions in one epoch, ADU of the reference, and flags, by method; scale at each position."""
+
+    fluxes: dict[str, CombinedFluxes]
+    flags: dict[str, NDArray[np.int32]]
+    scale: Float
+    scale_error: float
+
+
+def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radius: float | str,
+                     background_degree: int) -> Measures:
+    """Choose the aperture, build the PSF of the reference and measure all stars on it."""
+    cutout, stars = reference.cutout, reference.stars
+    positions = np.column_stack([stars["x_cutout"], stars["y_cutout"]]).astype(float)
+    if reference.target is not None:
+        positions = np.vstack([positions, reference.target])
+    own = reference.look.quality.fwhm if reference.look.quality is not None else math.nan
+    known = [f for f in fwhms if math.isfinite(f)] or [own if math.isfinite(own) else 4.0]
+    radius = choose_aperture_radius(known) if aperture_radius == "auto" else float(aperture_radius)
+    sky, _ = sky_and_noise(cutout.data, cutout.mask != 0)
+    image = cutout.data - sky
+    psf = empirical_psf(image, cutout.variance, cutout.mask, positions, own if math.isfinite(own) else 4.0)
+    log.info("aperture radius %.2f px; PSF of the reference: %s of %d stars", radius, psf.method, psf.n_stars)
+    inside = measure_apertures(image, cutout.variance, cutout.mask, positions, radius)
+    fraction = aperture_correction(_roomy(psf.stamp, radius), radius, positions)
+    fitted = psf_photometry(image, cutout.variance, cutout.mask, positions, psf.stamp)
+    return Measures(
+        positions, radius, psf, {"ap": inside.flux / fraction, "psf": fitted.flux},
+        {"ap": inside.error / fraction, "psf": fitted.error}, {"ap": inside.flags, "psf": fitted.flags},
+        np.where(cutout.mask != 0, np.nan, cutout.data).astype(float), cutout.variance.astype(float), cutout.shape,
+        background_degree)
+
+
+def _roomy(psf: Float, radius: float) -> Float:
+    """PSF with zeros around it where the aperture is wider than its stamp."""
+    missing = max(0, math.ceil(radius + 1) - psf.shape[-1] // 2)
+    return np.pad(psf, [(0, 0)] * (psf.ndim - 2) + [(missing, missing)] * 2)
+
+
+def measure_epoch(measures: Measures, stack: DifferenceStack, i: int, bits: NDArray[np.uint8],
+                  noise_ratio: Float | None) -> EpochFluxes:
+    """Measure all positions on image `i` of a stack (host side).
+
+    Parameters
+    ----------
+    measures : Measures
+    stack : DifferenceStack
+        With covariance and image variance kept.
+    bits : (H, W) uint8
+        Pixel flags of the frame, joined with those of the stack.
+    noise_ratio : (H, W) or None
+        Variance of sums over that of single pixels, for a resampled frame.
+
+    Raises
+    ------
+    FrameError
+        If the photometric scale is not positive everywhere.
+    """
+    positions = measures.positions
+    terms = stack.terms_at(positions[:, 0], positions[:, 1])
+    kernels = np.tensordot(terms, stack.coefficients[i], axes=1)
+    scale = kernels.sum(axis=(1, 2))
+    if not (scale > 0).all():
+        raise FrameError(f"photometric scale must be positive at every star, got {scale.min():.3g}")
+    image_variance = stack.image_variance[i].astype(float)
+    if noise_ratio is not None:
+        image_variance = image_variance * noise_ratio
+    one = stack.coefficients.shape[1] == 1
+    noise = EpochNoise(
+        image_variance, kernels[0] if one else kernels, measures.reference_variance, measures.reference,
+        stack.covariance[i], stack.support,
+        partial(_terms, _degree_of(stack.coefficients.shape[1]), measures.shape),
+        partial(_terms, measures.background_degree, measures.shape))
+    difference, variance, flags = stack.difference[i], stack.variance[i], bits | stack.flags[i]
+    psf = epoch_psf(measures.psf.stamp, kernels[0] if one else kernels)
+    inside = measure_apertures(difference, variance, flags, positions, measures.radius, noise)
+    fraction = aperture_correction(_roomy(psf, measures.radius), measures.radius, positions)
+    fitted = psf_photometry(difference, variance, flags, positions, psf, noise)
+    error = float(stack.scale_error[i])
+    fluxes = {"ap": combine(inside.flux, inside.error, measures.flux["ap"], scale, error, fraction),
+              "psf": combine(fitted.flux, fitted.error, measures.flux["psf"], scale, error)}
+    found = {"ap": inside.flags | measures.flags["ap"], "psf": fitted.flags | measures.flags["psf"]}
+    return EpochFluxes(fluxes, found, scale, error)
+
+
+def _terms(degree: int, shape: tuple[int, int], x: Any, y: Any) -> Float:
+    return evaluate_terms(degree, x, y, shape)
+
+
+def _degree_of(terms: int) -> int:
+    return round((math.sqrt(8 * terms + 1) - 3) / 2)
+

@@ -1,0 +1,250 @@
+"""The output folder: difference files, tables, light curves, the reference, and the result handed to Python."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from astropy.timeseries import TimeSeries
+
+from gpudia import __version__
+from gpudia.backend import Backend
+from gpudia.config import RunConfig
+from gpudia.flags import FRAME_FLAGS, SOURCE_FLAGS
+from gpudia.images import write_hdus, write_table
+from gpudia.model import DifferenceStack
+from gpudia.photometry import LightCurves, constant_star_epsilon, target_table, variability
+from gpudia.pipeline.looks import Look
+from gpudia.pipeline.measure import EpochFluxes, Measures
+from gpudia.pipeline.reference import RunReference
+from gpudia.report import write_report
+
+__all__ = ["RunResult", "difference_hdus", "provenance", "write_difference", "write_results"]
+
+log = logging.getLogger("gpudia.pipeline")
+
+_NUMBERS = ("shift_x", "shift_y", "registration_rms", "n_matched", "route", "scale", "scale_err", "epsilon",
+            "epsilon_err", "chi2", "noise_gain", "n_masked", "n_clipped", "n_pixels", "iterations")
+_WHOLE = ("n_matched", "n_masked", "n_clipped", "n_pixels", "iterations")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run made.
+
+    Attributes
+    ----------
+    output : Path
+        The folder.
+    n_ok, n_failed, n_skipped : int
+        Frames by status.
+    report : Path
+        The HTML page.
+    epochs : Table
+        One row per input frame.
+    target : TimeSeries or None
+        Light curve of the target.
+    lightcurves : LightCurves
+        All stars.
+    """
+
+    output: Path
+    n_ok: int
+    n_failed: int
+    n_skipped: int
+    report: Path
+    epochs: Table
+    target: TimeSeries | None
+    lightcurves: LightCurves
+
+    def summary(self) -> str:
+        """Return what a person wants to know in ten seconds."""
+        total = self.n_ok + self.n_failed + self.n_skipped
+        lines = [f"{self.n_ok} of {total} frames ok, {self.n_failed} failed, {self.n_skipped} skipped; "
+                 f"{len(self.lightcurves.sources)} stars"]
+        bad = [f"  {row['file']}: {row['reason']}" for row in self.epochs if row["status"] == "failed"]
+        lines += bad[:10] + ([f"  ... and {len(bad) - 10} more"] if len(bad) > 10 else [])
+        return "\n".join([*lines, f"report: {self.report}"])
+
+
+def provenance(backend: Backend, reference: str, settings: Mapping[str, Any]) -> fits.Header:
+    """Cards that say which program made a file, from what and how."""
+    header = fits.Header()
+    header["GPUDIA"] = (__version__, "version of gpudia")
+    header["BACKEND"] = (backend.name, "where the numbers were computed")
+    header["REFERENC"] = (_ascii(reference), "reference frame")
+    for key, (value, comment) in settings.items():
+        header[key] = (value if not isinstance(value, float) or math.isfinite(value) else "unknown", comment)
+    return header
+
+
+def _ascii(text: str) -> str:
+    """Text that a FITS card can hold: printable ASCII, the end of it where it is long."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text)[-60:]
+
+
+def write_difference(output: Path, look: Look, stack: DifferenceStack, i: int, bits: np.ndarray,
+                     reference: RunReference, backend: Backend, config: RunConfig) -> None:
+    """Write ``difference/NAME.fits`` of one epoch."""
+    cards = provenance(backend, reference.look.name, {
+        "IMAGE": (_ascii(look.name), "the frame"), "KSIZE": (reference.kernel_size, "[pix] side of the kernel"),
+        "SDEGREE": (config.spatial_degree, "degree of the kernel over the frame"),
+        "BDEGREE": (config.background_degree, "degree of the background"),
+        "SCALE": (float(stack.scale[i]), "image flux over reference flux, at the centre"),
+        "SCALEERR": (float(stack.scale_error[i]), "1 sigma of SCALE"),
+        "CHI2": (float(stack.chi2[i]), "chi^2 per degree of freedom of the fit"),
+        "FLAGS": (look.flags, "bits of gpudia.flags.FRAME_FLAGS"), "MJD": (look.mjd, "[d] mid-exposure, UTC")})
+    wcs = None if reference.cutout.wcs is None else reference.cutout.wcs.to_header(relax=True)
+    write_hdus(difference_hdus(stack, i, bits, cards, wcs), output / "difference" / f"{look.name}.fits")
+
+
+def difference_hdus(stack: DifferenceStack, i: int, bits: np.ndarray, cards: fits.Header,
+                    wcs: fits.Header | None) -> fits.HDUList:
+    """DIFF, MODEL, ERR, MASK, KERNEL (at the centre), BKG (coefficients) and KERNELS (every polynomial term)."""
+    with np.errstate(invalid="ignore"):
+        error = np.sqrt(stack.variance[i])
+    planes = {"DIFF": stack.difference[i], "MODEL": stack.model[i], "ERR": error, "MASK": bits}
+    hdus = fits.HDUList([fits.PrimaryHDU(header=cards)])
+    for name, plane in planes.items():
+        hdus.append(fits.ImageHDU(np.asarray(plane, np.uint8 if name == "MASK" else np.float32), header=wcs, name=name))
+    hdus.append(fits.ImageHDU(stack.kernel[i], name="KERNEL"))
+    background = fits.ImageHDU(stack.background[i], name="BKG")
+    background.header["COMMENT"] = "Coefficients of 1, x, y, x^2, xy, y^2, ... with x, y from -1 to 1 over the frame."
+    hdus.append(background)
+    if stack.coefficients.shape[1] > 1:
+        hdus.append(fits.ImageHDU(stack.coefficients[i], name="KERNELS"))
+    return hdus
+
+
+def write_results(output: Path, config: RunConfig, backend: Backend, looks: Sequence[Look], reference: RunReference,
+                  measures: Measures, results: Mapping[str, EpochFluxes]) -> RunResult:
+    """Put the epochs together: tables, light curves, reference and report."""
+    done = [look for look in looks if look.name in results and not look.reason]
+    fluxes = [results[look.name] for look in done]
+    _check_scales(done, fluxes, measures)
+    epochs = epoch_table(looks)
+    for key, value in (("OBJECT", reference.cutout.header.get("OBJECT", "")), ("BACKEND", backend.name),
+                       ("REFERENC", reference.look.name), ("GPUDIA", __version__)):
+        epochs.meta[key] = str(value)
+    write_table(epochs, output / "epochs.ecsv")
+    curves = _light_curves(done, fluxes, reference, measures, epochs)
+    curves.write(output / "lightcurves.fits", overwrite=True)
+    target = None
+    if reference.target is not None and done:
+        target = _target_series(done, fluxes, reference, measures)
+        write_table(target, output / "target.ecsv")
+    write_hdus(_reference_hdus(backend, reference, measures, curves.sources), output / "reference.fits")
+    report = write_report(output)
+    n_failed = sum(bool(look.reason) for look in looks)
+    return RunResult(output, len(done), n_failed, len(looks) - len(done) - n_failed, report, epochs, target, curves)
+
+
+def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures) -> None:
+    """Measure the scale error of every epoch from the stars; flag it where it is beyond its error."""
+    method = measures.recommended
+    for look, epoch in zip(done, fluxes, strict=True):
+        best = epoch.fluxes[method]
+        found = constant_star_epsilon(best.flux_diff, best.flux_diff_err, measures.flux[method],
+                                      epoch.flags[method] == 0)
+        look.numbers["epsilon"], look.numbers["epsilon_err"] = float(found.epsilon), float(found.error)
+        total = math.hypot(float(found.error), epoch.scale_error / look.numbers["scale"])
+        if abs(found.epsilon) > max(3 * total, 0.003):
+            look.flags |= FRAME_FLAGS.scale_mismatch
+
+
+def epoch_table(looks: Sequence[Look]) -> Table:
+    """Return ``epochs.ecsv``: one row for each input frame."""
+    table = Table()
+    table["file"] = [str(look.path) for look in looks]
+    table["name"] = [look.name for look in looks]
+    table["mjd"] = [look.mjd for look in looks]
+    table["status"] = ["failed" if look.reason else "ok" for look in looks]
+    table["reason"] = [look.reason for look in looks]
+    table["flags"] = np.array([look.flags for look in looks], dtype=np.int64)
+    table["fwhm"] = [math.nan if look.quality is None else look.quality.fwhm for look in looks]
+    table["sky"] = [math.nan if look.quality is None else look.quality.sky for look in looks]
+    for name in _NUMBERS:
+        missing: Any = "" if name == "route" else -1 if name in _WHOLE else math.nan
+        table[name] = [look.numbers.get(name, missing) for look in looks]
+    table["seconds"] = [round(look.seconds, 3) for look in looks]
+    table["mjd"].description = "mid-exposure, UTC, days"
+    table["flags"].description = "bits of gpudia.flags.FRAME_FLAGS"
+    for name, unit in (("mjd", "d"), ("fwhm", "pix"), ("sky", "adu"), ("shift_x", "pix"), ("shift_y", "pix"),
+                       ("registration_rms", "pix"), ("seconds", "s")):
+        table[name].unit = unit
+    return table
+
+
+def _stacked(fluxes: Sequence[EpochFluxes], method: str, name: str, count: int) -> np.ndarray:
+    return np.array([getattr(epoch.fluxes[method], name)[:count] for epoch in fluxes]).reshape(len(fluxes), count)
+
+
+def _light_curves(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference, measures: Measures,
+                  epochs: Table) -> LightCurves:
+    n, best = len(reference.stars), measures.recommended
+    planes: dict[str, np.ndarray] = {}
+    for suffix, method in (("", best), ("_AP", "ap"), ("_PSF", "psf")):
+        for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"):
+            planes[name.upper() + suffix] = _stacked(fluxes, method, name, n).astype(np.float32)
+        flags = np.array([epoch.flags[method][:n] for epoch in fluxes], dtype=np.int32)
+        planes["FLAGS" + suffix] = flags.reshape(len(fluxes), n)
+    sources = reference.stars.copy()
+    sources["flux_ref"], sources["flux_ref_err"] = measures.flux[best][:n], measures.flux_error[best][:n]
+    independent = np.array([look.flags & FRAME_FLAGS.is_reference == 0 for look in done], dtype=bool)
+    spread = variability(planes["FLUX"][independent].astype(float), planes["FLUX_ERR"][independent].astype(float))
+    sources["n_good"], sources["chi2"] = spread.n_good, spread.chi2
+    variable = (spread.n_good >= 3) & (spread.chi2 > 1 + 5 * np.sqrt(2 / np.maximum(spread.n_good - 1, 1)))
+    sources["flags"] = (np.asarray(sources["flags"]) | measures.flags[best][:n]
+                        | np.where(variable, SOURCE_FLAGS.variable, 0)).astype(np.int32)
+    ok = np.array([look in done for look in map(_by_name(done), epochs["name"])], dtype=bool)
+    return LightCurves(sources, Table(epochs[ok], meta={}), planes)
+
+
+def _by_name(done: Sequence[Look]) -> Any:
+    return {look.name: look for look in done}.get
+
+
+def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference,
+                   measures: Measures) -> TimeSeries:
+    best = measures.recommended
+    curves = {method: type(fluxes[0].fluxes[method])(*(
+        np.array([getattr(epoch.fluxes[method], name)[-1] for epoch in fluxes])
+        for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"))) for method in ("ap", "psf")}
+    series = target_table(
+        [look.mjd for look in done], [look.name for look in done], curves, best, flux_ref=measures.flux[best][-1],
+        scale=[epoch.scale[-1] for epoch in fluxes], scale_err=[epoch.scale_error for epoch in fluxes],
+        flags=[epoch.flags[best][-1] for epoch in fluxes])
+    x, y = reference.region.to_frame(reference.target)
+    series.meta |= {"position": reference.target_note, "x": float(x), "y": float(y), "reference": reference.look.name,
+                    "aperture_radius": float(measures.radius), "flux_ref_err": float(measures.flux_error[best][-1]),
+                    "flux_unit": "ADU of the reference", "magnitudes": "instrumental: -2.5 log10(flux)"}
+    return series
+
+
+def _reference_hdus(backend: Backend, reference: RunReference, measures: Measures,
+                    sources: Table) -> fits.HDUList:
+    cutout = reference.cutout
+    cards = provenance(backend, reference.look.name, {
+        "OBJECT": (_ascii(str(cutout.header.get("OBJECT", ""))), "from the reference frame"),
+        "X0": (reference.region.x0, "[pix] first column in the frame, 0-based"),
+        "Y0": (reference.region.y0, "[pix] first row in the frame, 0-based"),
+        "MJD": (cutout.mjd, "[d] mid-exposure, UTC"), "FWHM": (float(reference.look.quality.fwhm), "[pix]"),
+        "APRADIUS": (float(measures.radius), "[pix] aperture"), "PSFKIND": (measures.psf.method, "how PSF was made"),
+        "NCOMBINE": (1, "frames in the reference"), "FRAME000": (_ascii(reference.look.name), "frame in it")})
+    wcs = None if cutout.wcs is None else cutout.wcs.to_header(relax=True)
+    hdus = fits.HDUList([fits.PrimaryHDU(header=cards)])
+    for name, plane in (("IMAGE", cutout.data.astype(np.float32)), ("ERR", np.sqrt(cutout.variance).astype(np.float32)),
+                        ("MASK", cutout.mask)):
+        hdus.append(fits.ImageHDU(plane, header=wcs, name=name))
+    catalog = fits.table_to_hdu(Table(sources, meta={}))
+    catalog.name = "CATALOG"
+    hdus.append(catalog)
+    hdus.append(fits.ImageHDU(measures.psf.stamp, name="PSF"))
+    return hdus

@@ -1,0 +1,188 @@
+"""The figures of a run, drawn with matplotlib's object interface (no pyplot, no global state)."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from gpudia.report.data import Curve, Epoch, FloatArray
+from gpudia.report.scatter import Scatter, running_median
+from gpudia.report.stamps import CLIP_SIGMA, Picture, Stamp, kernel_picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "DARK", "LIGHT", "Theme", "conditions_figure", "kernels_figure", "render", "scatter_figure", "stamps_figure",
+    "target_figure", "time_axis",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a figure; the three for data are from the colour-blind safe set of Okabe and Ito."""
+
+    face: str
+    ink: str
+    faint: str
+    first: str
+    second: str
+    third: str
+
+
+LIGHT = Theme(face="#ffffff", ink="#1c2530", faint="#c9d0d9", first="#0072b2", second="#d55e00", third="#009e73")
+DARK = Theme(face="#171c24", ink="#e6eaf0", faint="#3b4553", first="#56b4e9", second="#e69f00", third="#2fc79a")
+
+
+def render(figure: Figure, dpi: int = 150) -> bytes:
+    """Return the figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+    return buffer.getvalue()
+
+
+def time_axis(mjd: FloatArray) -> tuple[FloatArray, str]:
+    """Return times from a round start and the axis label: days, or hours when all lie within one day."""
+    finite = mjd[np.isfinite(mjd)]
+    if not len(finite):
+        return mjd, "time"
+    start = np.floor(finite.min())
+    if np.ptp(finite) < 1:
+        return (mjd - start) * 24, f"hours since MJD {start:.0f} (UTC)"
+    return mjd - start, f"MJD \N{MINUS SIGN} {start:.0f} (days, UTC)"
+
+
+def plain(text: str, width: int = 28) -> str:
+    """Make text safe for any font: printable ASCII, cut to `width` characters."""
+    safe = "".join(c if " " <= c <= "~" else "?" for c in text)
+    return safe if len(safe) <= width else safe[: width - 3] + "..."
+
+
+def _figure(width: float, height: float, theme: Theme) -> Figure:
+    return Figure(figsize=(width, height), facecolor=theme.face, layout="constrained")
+
+
+def _style(axes: Axes, theme: Theme, xlabel: str, ylabel: str) -> None:
+    axes.set_facecolor(theme.face)
+    axes.set_xlabel(xlabel, color=theme.ink)
+    axes.set_ylabel(ylabel, color=theme.ink)
+    axes.tick_params(which="both", colors=theme.ink, labelcolor=theme.ink)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(theme.ink)
+    axes.grid(visible=True, which="major", color=theme.faint, linewidth=0.6, alpha=0.6)
+    axes.set_axisbelow(True)
+
+
+def _empty(message: str, theme: Theme = LIGHT) -> Figure:
+    figure = _figure(5.4, 1.6, theme)
+    figure.text(0.5, 0.5, message, ha="center", va="center", color=theme.ink)
+    return figure
+
+
+def target_figure(curve: Curve, theme: Theme = LIGHT) -> Figure:
+    """Draw flux and magnitude against time."""
+    figure = _figure(7.2, 6.0, theme)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    x, label = time_axis(curve.mjd)
+    _style(top, theme, "", "flux (ADU of the reference)")
+    top.errorbar(x, curve.flux, curve.flux_err, fmt="o", ms=4, color=theme.first, ecolor=theme.first, elinewidth=1)
+    _style(bottom, theme, label, "magnitude")
+    real = ~curve.is_limit
+    bottom.errorbar(x[real], curve.mag[real], curve.mag_err[real], fmt="o", ms=4, color=theme.first, elinewidth=1)
+    if curve.is_limit.any():
+        limits = curve.mag[curve.is_limit]
+        bottom.plot(x[curve.is_limit], limits, "v", mfc="none", color=theme.second, label="limit (flux below 3 sigma)")
+        _legend(bottom, theme)
+    bottom.invert_yaxis()
+    return figure
+
+
+def _legend(axes: Axes, theme: Theme) -> None:
+    axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9)
+
+
+def scatter_figure(scatter: Scatter, theme: Theme = LIGHT) -> Figure:
+    """Draw measured against expected scatter of every star, and their ratio against flux."""
+    if not len(scatter):
+        return _empty("no star was measured in three independent epochs", theme)
+    figure = _figure(5.4, 6.6, theme)
+    top, bottom = figure.subplots(2, 1, height_ratios=[3, 2])
+    both = np.concatenate([scatter.expected, scatter.measured])
+    ends = np.array([both.min(), both.max()])
+    top.plot(ends, ends, "--", color=theme.ink, lw=1, label="measured = expected")
+    bottom.axhline(1, ls="--", color=theme.ink, lw=1)
+    for axes, x, y in ((top, scatter.expected, scatter.measured), (bottom, scatter.flux_ref, scatter.ratio)):
+        steady = ~scatter.variable
+        axes.plot(x[steady], y[steady], "o", ms=3.5, mew=0, alpha=0.55, color=theme.first, label="star")
+        if scatter.variable.any():
+            axes.plot(x[~steady], y[~steady], "^", ms=5, mfc="none", color=theme.second, label="flagged variable")
+        middle = running_median(x, y)
+        if len(middle[0]):
+            axes.plot(*middle, "-", lw=2, color=theme.third, label="running median")
+        axes.set(xscale="log", yscale="log")
+    _style(top, theme, "expected scatter: stated error (ADU)", "measured rms of the flux (ADU)")
+    _style(bottom, theme, "flux on the reference (ADU)", "measured / expected")
+    _legend(top, theme)
+    return figure
+
+
+def conditions_figure(epochs: list[Epoch], theme: Theme = LIGHT) -> Figure:
+    """Draw seeing, sky, photometric scale and chi^2 of the fit against time."""
+    mjd = np.array([e.mjd for e in epochs], dtype=float)
+    if not np.isfinite(mjd).any():
+        return _empty("no image has a time", theme)
+    x, label = time_axis(mjd)
+    ok = np.array([e.status == "ok" for e in epochs])
+    panels = (("fwhm", "FWHM (px)"), ("sky", "sky (ADU)"), ("scale", "photometric scale"), ("chi2", "chi² per pixel"))
+    size = 4 if len(epochs) < 200 else 2
+    figure = _figure(5.4, 7.2, theme)
+    for axes, (column, ylabel) in zip(figure.subplots(4, 1, sharex=True), panels, strict=True):
+        values = np.array([e[column] for e in epochs])
+        errors = np.array([e["scale_err"] for e in epochs]) if column == "scale" else np.zeros(len(epochs))
+        _style(axes, theme, label if column == "chi2" else "", ylabel)
+        axes.errorbar(x[ok], values[ok], np.nan_to_num(errors[ok]), fmt="o", ms=size, color=theme.first, elinewidth=1)
+        axes.plot(x[~ok], values[~ok], "x", ms=6, color=theme.second)
+        for time in x[~ok & np.isfinite(x)]:
+            axes.axvline(time, color=theme.second, lw=0.8, ls=":")
+        if column in ("scale", "chi2"):
+            axes.axhline(1, ls="--", color=theme.ink, lw=0.8)
+    figure.align_ylabels()
+    return figure
+
+
+def stamps_figure(stamps: list[Stamp]) -> Figure:
+    """Draw the strips (reference, image, difference) of the epochs as one mosaic."""
+    if not stamps:
+        return _empty("no difference image to show")
+    title = f"reference | image | difference, \N{PLUS-MINUS SIGN}{CLIP_SIGMA:.0f} sigma"
+    return _mosaic([s.strip for s in stamps], [s.epoch.name for s in stamps], 3, 3.4, title)
+
+
+def kernels_figure(stamps: list[Stamp]) -> Figure:
+    """Draw the matching kernels of the epochs, each on its own scale."""
+    shown = [s for s in stamps if s.kernel is not None]
+    if not shown:
+        return _empty("no kernel to show")
+    pictures = [kernel_picture(s.kernel) for s in shown if s.kernel is not None]
+    title = "matching kernels, blue negative, red positive, each on its own scale"
+    return _mosaic(pictures, [s.epoch.name for s in shown], 6, 1.6, title)
+
+
+def _mosaic(pictures: list[Picture], labels: list[str], columns: int, width: float, title: str) -> Figure:
+    """One panel per picture; pictures may differ in size."""
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    height = width * max(p.shape[0] / p.shape[1] for p in pictures) + 0.28
+    figure = _figure(max(columns * width, 4.2), rows * height + 0.4, LIGHT)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, picture, label in zip(grid, pictures, labels, strict=False):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(plain(label, int(width * 14)), fontsize=8, color=LIGHT.ink, parse_math=False)
+    figure.suptitle(title, fontsize=9, color=LIGHT.ink)
+    return figure

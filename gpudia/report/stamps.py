@@ -1,0 +1,171 @@
+"""Small pictures of the epochs: reference, image and difference around the target, and the kernels."""
+
+from __future__ import annotations
+
+import io
+import logging
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import matplotlib.image
+import numpy as np
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from gpudia.flags import PIXEL_FLAGS
+from gpudia.report.data import UNREADABLE, Epoch, FloatArray, RunData
+
+__all__ = ["CLIP_SIGMA", "Stamp", "choose_epochs", "encode_png", "kernel_picture", "make_stamps"]
+
+log = logging.getLogger(__name__)
+
+CLIP_SIGMA = 5.0
+MAX_EPOCHS = 60
+_SIDE = 61
+_GAP = 2
+_MASKED = np.array([112, 124, 146, 255], dtype=np.uint8)
+
+Picture = NDArray[np.uint8]
+Window = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Pictures of one epoch, y upwards.
+
+    `strip` is RGBA (h, 3 w + 2 gap, 4): reference, image, difference in sigma; `marks` the target's place on each of
+    the three as fractions (from the left, from the top), empty when the target's position is not known; `kernel` is
+    (K, K) or None.
+    """
+
+    epoch: Epoch
+    strip: Picture
+    marks: list[tuple[float, float]]
+    kernel: FloatArray | None
+
+
+def choose_epochs(epochs: list[Epoch], limit: int = MAX_EPOCHS) -> list[Epoch]:
+    """Choose at most `limit` epochs that have a difference image, in their order.
+
+    When there are more, the first half is the first ones and the other half those whose chi^2 is farthest from 1.
+    """
+    shown = [e for e in epochs if e.difference is not None]
+    if len(shown) <= limit:
+        return shown
+    first, rest = shown[: limit // 2], shown[limit // 2 :]
+    worst = sorted(rest, key=_badness, reverse=True)[: limit - len(first)]
+    return sorted(first + worst, key=lambda e: e.index)
+
+
+def _badness(epoch: Epoch) -> float:
+    chi2 = epoch["chi2"]
+    return abs(np.log(chi2)) if np.isfinite(chi2) and chi2 > 0 else np.inf
+
+
+def make_stamps(run: RunData, epochs: list[Epoch]) -> list[Stamp]:
+    """Cut and draw the stamps of `epochs`; an unreadable difference file is logged and left out."""
+    stamps = []
+    for epoch in epochs:
+        try:
+            stamps.append(_make_stamp(run, epoch))
+        except UNREADABLE as error:
+            log.warning("report: stamps of %s left out: %s", epoch.name, error)
+    return stamps
+
+
+def _make_stamp(run: RunData, epoch: Epoch) -> Stamp:
+    with fits.open(epoch.difference, memmap=False) as hdus:
+        shape = hdus["DIFF"].shape
+        rows, columns = window = _window(shape, run.position)
+        difference, model, error = (
+            np.asarray(hdus[name].section[rows, columns], dtype=float) for name in ("DIFF", "MODEL", "ERR")
+        )
+        bits = np.asarray(hdus["MASK"].section[rows, columns]).astype(np.int64)
+        kernel = _kernel(hdus["KERNEL"].data) if "KERNEL" in hdus else None
+    # A clipped pixel was left out of the kernel fit but is measured: a variable star is made of them.
+    masked = bits & ~PIXEL_FLAGS.clipped != 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sigma = np.where(masked | ~(error > 0), np.nan, difference / error)
+    panels = [
+        _gray(_reference_panel(run, shape, window)),
+        _gray(np.where(masked, np.nan, model + difference)),
+        _diverging(sigma, CLIP_SIGMA),
+    ]
+    return Stamp(epoch, _side_by_side(panels), _marks(run.position, shape, window), kernel)
+
+
+def _kernel(data: NDArray[np.floating]) -> FloatArray:
+    kernel = np.asarray(data, dtype=float)
+    return kernel if kernel.ndim == 2 else kernel.reshape(-1, *kernel.shape[-2:])[0]
+
+
+def _reference_panel(run: RunData, shape: tuple[int, ...], window: Window) -> FloatArray:
+    if run.reference is not None and run.reference.shape == shape:
+        return run.reference[window]
+    return np.full([s.stop - s.start for s in window], np.nan)
+
+
+def _inside(position: tuple[float, float] | None, shape: tuple[int, ...]) -> bool:
+    return position is not None and -0.5 <= position[0] < shape[1] - 0.5 and -0.5 <= position[1] < shape[0] - 0.5
+
+
+def _window(shape: tuple[int, ...], position: tuple[float, float] | None) -> Window:
+    """A square around the position (else the centre), moved inwards at an edge."""
+    x, y = position if position is not None and _inside(position, shape) else ((shape[1] - 1) / 2, (shape[0] - 1) / 2)
+    slices = []
+    for centre, length in ((y, shape[0]), (x, shape[1])):
+        side = min(_SIDE, length)
+        start = int(np.clip(round(centre) - side // 2, 0, length - side))
+        slices.append(slice(start, start + side))
+    return slices[0], slices[1]
+
+
+def _marks(position: tuple[float, float] | None, shape: tuple[int, ...], window: Window) -> list[tuple[float, float]]:
+    if position is None or not _inside(position, shape):
+        return []
+    rows, columns = window
+    width, height = columns.stop - columns.start, rows.stop - rows.start
+    total = 3 * width + 2 * _GAP
+    top = 1 - (position[1] + 0.5 - rows.start) / height
+    return [((i * (width + _GAP) + position[0] + 0.5 - columns.start) / total, top) for i in range(3)]
+
+
+def _side_by_side(panels: list[Picture]) -> Picture:
+    gap = np.zeros((panels[0].shape[0], _GAP, 4), dtype=np.uint8)  # transparent: the page is light or dark
+    return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)[::-1]
+
+
+def _gray(values: FloatArray) -> Picture:
+    """Inverse-free asinh stretch from just below the sky to the 99.7th percentile."""
+    good = np.isfinite(values)
+    if not good.any():
+        return np.broadcast_to(_MASKED, (*values.shape, 4)).copy()
+    low, sky, high = np.percentile(values[good], [2, 50, 99.7])
+    soft = max(sky - low, (high - low) / 100, np.finfo(float).tiny)
+    stretched = np.arcsinh((values - low) / soft) / np.arcsinh(max((high - low) / soft, 1e-6))
+    return _paint(np.nan_to_num(np.clip(stretched, 0, 1)), good, "gray")
+
+
+def _diverging(values: FloatArray, limit: float) -> Picture:
+    good = np.isfinite(values)
+    return _paint(np.nan_to_num(np.clip(values / limit, -1, 1)) / 2 + 0.5, good, "RdBu_r")
+
+
+def _paint(unit: FloatArray, good: NDArray[np.bool_], colormap: str) -> Picture:
+    picture = np.asarray(mpl.colormaps[colormap](unit, bytes=True)).copy()
+    picture[~good] = _MASKED
+    return picture
+
+
+def kernel_picture(kernel: FloatArray) -> Picture:
+    """Draw a kernel with its own largest absolute value as the end of the colour scale, y upwards."""
+    finite = np.isfinite(kernel)
+    peak = np.max(np.abs(kernel[finite]), initial=0.0)
+    return _diverging(kernel, peak if peak > 0 else 1.0)[::-1]
+
+
+def encode_png(picture: Picture) -> bytes:
+    """Encode an RGBA picture (H, W, 4) as PNG, pixel by pixel."""
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(buffer, np.ascontiguousarray(picture), format="png")
+    return buffer.getvalue()
