@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ __all__ = ["Fit", "FitSettings", "Fitter"]
 #: Passes before the last only make weights: an error of the model of 1e-5 of the signal-to-noise ratio is enough.
 _LOOSE = 1e-5
 _SAME_CHI2 = 1e-3
+#: Sigma from which on the pull of a pixel no longer grows, before the last pass.
+_HUBER = 3.0
+#: Share of a star's light that the model may miss without being called an outlier, one sigma.
+_MODEL_ERROR = 0.03
 
 
 @dataclass(frozen=True)
@@ -63,14 +68,17 @@ class Fitter:
     preconditioner : SharedPreconditioner
     variance_convolver : TileConvolver or None
         Holds the reference's variance; None when it is not known.
+    informative : bool array (T, h, w) or None
+        Pixels that enter the fit; None: all.
     settings : FitSettings
     """
 
     def __init__(self, design: Design, preconditioner: SharedPreconditioner,
-                 variance_convolver: TileConvolver | None, settings: FitSettings) -> None:
+                 variance_convolver: TileConvolver | None, informative: Any, settings: FitSettings) -> None:
         self.design = design
         self.preconditioner = preconditioner
         self.variance_convolver = variance_convolver
+        self.informative = informative
         self.settings = settings
         self.xp = design.xp
 
@@ -101,27 +109,29 @@ class Fitter:
         noise : ImageNoise
         """
         xp, settings = self.xp, self.settings
-        clipped = xp.zeros_like(good)
+        chosen = good if self.informative is None else good & self.informative
+        clipped, trust = xp.zeros_like(good), xp.ones_like(data)
         variance, a, chi2 = noise.first(), None, None
         iterations = xp.zeros(len(data), dtype=xp.int32)
         final = settings.passes == 1
         for number in range(1, settings.passes + 1):
-            weights = xp.where(good & ~clipped, 1.0 / variance, 0.0)
+            weights = xp.where(chosen & ~clipped, 1.0, 0.0) if final else xp.where(chosen, trust, 0.0)
+            weights = weights / variance
             solution = self._solve(weights, data, a, final)
             a, iterations = solution.a, iterations + solution.iterations
             model = self.design.model(a)
             image_variance = noise.of_model(model)
             variance = image_variance + self.reference_noise(a)
-            deviation = (data - model) / xp.sqrt(variance)
-            significance = deviation**2
+            residual = data - model
             if final:
                 break
-            found = self._outliers(deviation, good)
-            new_chi2 = self._mean(significance, good & ~found)
+            found, trust = self._outliers(residual, variance, a, good, chosen)
+            new_chi2 = self._mean(residual**2 / variance, chosen & ~found)
             settled = chi2 is not None and self._settled(clipped, found, chi2, new_chi2)
             clipped, chi2 = found, new_chi2
             final = settled or number + 1 == settings.passes
-        used = good & ~clipped
+        significance = residual**2 / variance
+        used = chosen & ~clipped
         n_pixels = used.sum(axis=(1, 2, 3))
         dof = xp.maximum(n_pixels - self.design.n_parameters, 1)
         chi2 = xp.where(used, significance, 0.0).sum(axis=(1, 2, 3)) / dof
@@ -142,18 +152,24 @@ class Fitter:
                                 self.settings.max_iterations).solution
         return self.preconditioner.matrix()[None], (x * ones).sum(axis=1)
 
-    def _outliers(self, deviation: Any, good: Any) -> Any:
-        """Good pixels beyond the clip, and the good ones beside them.
+    def _outliers(self, residual: Any, variance: Any, a: Any, good: Any, chosen: Any) -> tuple[Any, Any]:
+        """Pixels beyond the clip with the good ones beside them, and each pixel's weight for a pass before the last.
 
-        Where the errors given are too small for the whole image, the clip is in units of the true scatter: else a wrong
-        gain would leave nothing to fit.
+        Before the last pass a deviant pixel is not dropped but its pull is bounded (Huber's weights, 3 sigma): a first
+        model that is off at the bright stars would otherwise drop just these, and never find back to them. For the same
+        reason 3 % of a star's light counts as an error of the model here. Where the errors given are too small for the
+        whole image, the clip is in units of the true scatter: else a wrong gain would leave nothing to fit.
         """
-        xp = self.xp
-        spread = robust_sigma(deviation, good)
-        limit = self.settings.clip * xp.where(spread > 1, spread, 1.0)[:, None, None, None]
-        tiling = self.design.tiling
-        found = good & (xp.abs(deviation) > limit)
-        return tiling.split(grow(tiling.join(found, False))) & good
+        xp, tiling = self.xp, self.design.tiling
+        kernels, background = self.design.unpack(a)
+        light = self.design.model(self.design.pack(kernels, background * 0.0))
+        pull = residual / xp.sqrt(variance + (_MODEL_ERROR * light) ** 2)
+        spread = robust_sigma(pull, chosen)
+        deviation = xp.abs(pull) / xp.where(spread > 1, spread, 1.0)[:, None, None, None]
+        found = good & (deviation > self.settings.clip)
+        limit = math.inf if math.isinf(self.settings.clip) else _HUBER
+        trust = xp.minimum(1.0, limit / xp.maximum(deviation, 1e-30))
+        return tiling.split(grow(tiling.join(found, False))) & good, trust
 
     def _mean(self, values: Any, where: Any) -> Any:
         xp = self.xp

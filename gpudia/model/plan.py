@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpudia.backend import backend_of
+from gpudia.backend import backend_of, scalar
 from gpudia.errors import InputError
 from gpudia.model.assemble import StackBuilder
 from gpudia.model.convolver import TileConvolver
@@ -18,10 +18,10 @@ from gpudia.model.inputs import planes_of, uniform_stack
 from gpudia.model.iterative import SharedPreconditioner
 from gpudia.model.noise import ImageNoise
 from gpudia.model.planes import median_of
-from gpudia.model.reference import prepare_reference
+from gpudia.model.reference import informative_pixels, prepare_reference
 from gpudia.model.stack import DifferenceStack
 from gpudia.model.support import check_kernel_size, kernel_support
-from gpudia.model.tiles import choose_tiling
+from gpudia.model.tiles import Tiling, choose_tiling
 
 __all__ = ["ReferencePlan", "subtract"]
 
@@ -64,8 +64,14 @@ class ReferencePlan:
         Free pixels of the kernel: all, or those within K/2 of its centre.
     gain, read_noise : float, optional
         e-/ADU and e- of the images; used for images that come without errors.
+    pixels : {"auto", "all", "informative"}
+        Which pixels enter the fit: all good ones, or those that significant light of the reference can reach through
+        the kernel (the others only add the reference's noise to the equations, which biases the kernel towards zero).
+        "auto" is "informative" where the reference's error is known, unless that leaves fewer than four pixels for
+        each unknown. All pixels are subtracted either way.
     passes : int
-        Passes of weights and clipping. Fewer are done when nothing changes any more.
+        Passes of weights and clipping: the first with weights from the smoothed image, the others from the model.
+        Fewer are done when nothing changes any more.
     clip : float
         Pixels further than this many sigma from the model are left out of the fit, grown by one pixel; they are still
         subtracted. ``math.inf`` clips nothing.
@@ -108,7 +114,7 @@ class ReferencePlan:
 
     def __init__(self, reference: Any, kernel_size: int, *, error: Any = None, mask: Any = None,
                  spatial_degree: int = 0, background_degree: int = 1, support: str = "square",
-                 gain: float | None = None, read_noise: float = 0.0, passes: int = 3, clip: float = 5.0,
+                 pixels: str = "auto", gain: float | None = None, read_noise: float = 0.0, passes: int = 4, clip: float = 5.0,
                  solver: str = "auto", covariance: str = "exact", rtol: float = 1e-9,
                  max_iterations: int = 200) -> None:
         reference, error, mask = planes_of(reference, error, mask, "reference")
@@ -122,6 +128,11 @@ class ReferencePlan:
         self.settings = _settings(passes, clip, solver, covariance, rtol, max_iterations, gain, read_noise)
         self.exact_covariance = self.settings.covariance == "exact" or self.settings.solver == "direct"
         self.support = kernel_support(self.kernel_size, support)
+        if pixels not in ("auto", "all", "informative"):
+            raise InputError(f"pixels must be 'auto', 'all' or 'informative', got {pixels!r}")
+        if pixels == "informative" and error is None:
+            raise InputError("error must be given with pixels='informative', got None")
+        self.pixels = pixels
         self.reference = prepare_reference(reference, error, mask)
         self._build(spatial_degree, background_degree)
 
@@ -137,19 +148,33 @@ class ReferencePlan:
         self.design = Design(data, tiling, self.support, spatial_degree, background_degree)
         base = Design(data, tiling, self.support, 0, 0) if spatial_degree else self.design
         self._reference_ok = self._usable_rows(tiling)
-        weights = xp.where(self._reference_ok, tiling.split(prepared.weights), 0.0)[None]
+        informative = self._informative(tiling)
+        fitted = self._reference_ok if informative is None else self._reference_ok & informative
+        weights = xp.where(fitted, tiling.split(prepared.weights), 0.0)[None]
         preconditioner = SharedPreconditioner(self.design, base, weights)
         noise = None if prepared.variance is None else TileConvolver(prepared.variance, tiling)
-        self.fitter = Fitter(self.design, preconditioner, noise, self.settings)
+        self.fitter = Fitter(self.design, preconditioner, noise, informative, self.settings)
 
-    def _usable_rows(self, tiling: Any) -> Any:
+    def _usable_rows(self, tiling: Tiling) -> Any:
         """Valid pixels with nothing but good reference pixels under the kernel, bool (T, h, w)."""
+        inside = tiling.split(self.backend.xp.ones(self.shape, dtype=bool))
+        return inside & ~self._reached_from(~self.reference.good, tiling)
+
+    def _reached_from(self, pixels: Any, tiling: Tiling) -> Any:
+        """Valid pixels that have one of `pixels` (H, W) under the kernel's support, bool (T, h, w)."""
         xp = self.backend.xp
-        bad = TileConvolver((~self.reference.good).astype(xp.float64), tiling)
+        counts = TileConvolver(pixels.astype(xp.float64), tiling)
         support = self.design.unpack(xp.ones((1, self.design.n_parameters)))[0][:, 0]
-        touched = bad.convolve(bad.transform(support))[0] > 0.5
-        inside = tiling.split(xp.ones(self.shape, dtype=bool))
-        return inside & ~touched
+        return counts.convolve(counts.transform(support))[0] > 0.5
+
+    def _informative(self, tiling: Tiling) -> Any:
+        """Pixels for the fit (T, h, w), or None for all."""
+        if self.pixels == "all" or self.reference.variance is None:
+            return None
+        found = self._reached_from(informative_pixels(self.reference, self.kernel_size), tiling)
+        if self.pixels == "auto" and scalar((found & self._reference_ok).sum()) < 4 * self.design.n_parameters:
+            return None
+        return found
 
     def subtract(self, images: Any, errors: Any = None, masks: Any = None, *,
                  keep: tuple[str, ...] = ()) -> DifferenceStack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 from gpudia.backend import backend_of, namespace_of
 from gpudia.model.planes import median_of, smooth
 
-__all__ = ["PreparedReference", "prepare_reference"]
+__all__ = ["PreparedReference", "informative_pixels", "prepare_reference"]
+
+#: Significance of the reference's light from which on a pixel's surroundings tell something of the kernel.
+_SIGNIFICANT = 10.0
 
 
 @dataclass(frozen=True)
@@ -75,3 +79,25 @@ def prepare_reference(data: Any, error: Any, mask: Any) -> PreparedReference:
         variance = xp.maximum(variance, 0.0)
     filled = fill_holes(xp.where(good, data, 0.0), good)
     return PreparedReference(filled, variance, good, _typical_weights(filled, variance, good))
+
+
+def informative_pixels(reference: PreparedReference, kernel_size: int) -> Any:
+    """Pixels with significant light of the reference, bool (H, W): what they reach through the kernel informs the fit.
+
+    Everywhere else the reference shows the kernel nothing but its own noise, and noise in the columns of a
+    least-squares problem pulls the coefficients towards zero (errors in variables): E[U^T W U] = A + diag(sum w sigma_R^2), where the
+    sum over empty sky is by far the largest part. In a sparse field with a single frame as reference that biased the
+    photometric scale by 20 to 50 %; without the empty sky by no more than its error.
+
+    The light is that of a difference of Gaussians of 1.7 px and K/2 px, against the noise of the former.
+    """
+    xp, backend = namespace_of(reference.data), backend_of(reference.data)
+    shape = tuple(reference.data.shape)
+
+    def blurred(plane: Any, sigma: float) -> Any:
+        return backend.irfft2(backend.rfft2(plane, shape) * _gaussian_transform(shape, sigma, xp), shape)
+
+    narrow = 1.7
+    light = blurred(reference.data, narrow) - blurred(reference.data, kernel_size / 2)
+    noise = blurred(reference.variance, narrow) / (4 * math.pi * narrow**2)
+    return light > _SIGNIFICANT * xp.sqrt(xp.maximum(noise, 0.0))
