@@ -35,7 +35,7 @@ _RUN_VALUES = (
     ("reference", "auto|FILE", "the reference frame; auto: the one with the smallest expected noise"),
     ("kernel_size", "auto|PX", "side of the matching kernel, odd"),
     ("kernel_support", "circle|square", "pixels of the kernel's square that are used"),
-    ("spatial_degree", "N", "degree by which the kernel varies over the region, 0 to 3"),
+    ("spatial_degree", "auto|N", "degree by which the kernel varies over the region, 0 to 3"),
     ("background_degree", "N", "degree of the differential background, 0 to 5"),
     ("passes", "N", "passes of weighting and clipping"),
     ("clip", "SIGMA", "leave pixels out of the kernel fit beyond this"),
@@ -310,8 +310,8 @@ def _add_subtract(commands: Any) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIFF.fits", help="file to write")
     parser.add_argument("--kernel-size", type=_number, default="auto", metavar="auto|PX",
                         help="side of the matching kernel, odd (default: %(default)s)")
-    for name, default in (("spatial_degree", 1), ("background_degree", 1)):
-        parser.add_argument(_option(name), type=int, default=default, metavar="N",
+    for name, default in (("spatial_degree", "auto"), ("background_degree", 1)):
+        parser.add_argument(_option(name), type=_number, default=default, metavar="N",
                             help=f"{dict((n, h) for n, _, h in _RUN_VALUES)[name]} (default: {default})")
     parser.add_argument("--no-align", dest="align", action="store_false", help="both are on one pixel grid already")
     parser.add_argument("--mask", type=Path, metavar="FILE", help="mask of the image, not 0 = ignore")

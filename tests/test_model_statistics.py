@@ -108,17 +108,22 @@ def test_clipping_rejects_what_does_not_belong_and_grows(scene):
     assert kept.n_clipped[0] == 0
 
 
-def test_a_masked_reference_pixel_removes_its_footprint(scene):
+def test_a_masked_reference_pixel_removes_its_footprint_from_the_fit(scene):
+    """Rows are removed; the difference is flagged only where the hole carries more than 5 % of the kernel."""
     reference, _, variance = scene
     spoilt, mask = reference.copy(), np.zeros(SHAPE, bool)
     spoilt[30, 40], mask[30, 40] = 1e9, True
     spoilt[60, 61] = np.nan
-    stack = subtract(spoilt, draws(scene, 1), np.sqrt(variance)[None], mask=mask, kernel_size=K)
-    touched = stack.flags[0] & 32 > 0
-    assert touched.sum() == 2 * K * K
-    assert touched[27:34, 37:44].all()
-    assert touched[57:64, 58:65].all()
-    assert np.isnan(stack.difference[0][touched]).all()
+    settings = {"mask": mask, "kernel_size": K, "error": np.sqrt(variance) / 100}
+    stack = subtract(spoilt, draws(scene, 1), np.sqrt(variance)[None], pixels="all", **settings)
+    assert stack.n_pixels[0] + stack.n_clipped[0] == (SHAPE[0] - K + 1) * (SHAPE[1] - K + 1) - 2 * K * K
+    kernel = np.abs(stack.kernel[0]) > 0.05 * stack.scale[0]
+    for y, x in ((30, 40), (60, 61)):
+        flagged = stack.flags[0, y - 3:y + 4, x - 3:x + 4] & 32 > 0
+        np.testing.assert_array_equal(flagged, kernel)
+    assert (stack.flags[0] & 32 > 0).sum() == 2 * kernel.sum()
+    beside = stack.difference[0] / np.sqrt(stack.variance[0])
+    assert np.abs(beside[27:34, 37:44][~kernel]).max() < 5
     assert stack.scale[0] == pytest.approx(0.8, abs=4 * stack.scale_error[0])
 
 

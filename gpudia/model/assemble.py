@@ -24,19 +24,18 @@ class StackBuilder:
     design : Design
     images : array (B, H, W)
         As given by the caller: their dtype decides that of the planes.
-    reference_ok : bool array (T, h, w)
-        Valid pixels with nothing but good reference pixels under the kernel.
     keep : tuple of str
         "covariance", "image_variance".
     """
 
-    def __init__(self, design: Design, images: Any, reference_ok: Any, keep: tuple[str, ...]) -> None:
+    def __init__(self, design: Design, images: Any, keep: tuple[str, ...]) -> None:
         xp, B, n = design.xp, len(images), design.n_parameters
         self.design, self.xp = design, xp
         self.dtype = images.dtype if images.dtype == xp.float32 else xp.float64
-        self._inside = design.tiling.join(xp.ones_like(reference_ok), False)
-        self._reference_ok = design.tiling.join(reference_ok, False)
         shape = tuple(images.shape)
+        (height, width), m = design.tiling.shape, design.tiling.margin
+        self._inside = xp.zeros((height, width), dtype=bool)
+        self._inside[m:height - m, m:width - m] = True
         self.difference, self.model, self.variance = (xp.empty(shape, dtype=self.dtype) for _ in range(3))
         self.image_variance = xp.empty(shape, dtype=self.dtype) if "image_variance" in keep else None
         self.flags = xp.zeros(shape, dtype=xp.uint8)
@@ -54,14 +53,14 @@ class StackBuilder:
         status = fit.status | xp.where(finite.any(axis=(1, 2)), 0, FRAME_FLAGS.not_finite).astype(xp.int32)
         status = status | xp.where(solved, 0, FRAME_FLAGS.not_finite).astype(xp.int32)
         alive = (status & _FAILED) == 0
-        defined = self._reference_ok & finite & alive[:, None, None]
+        defined = self._inside & finite & alive[:, None, None]
         model = xp.where(defined, tiling.join(fit.model, np.nan), np.nan)
         self.model[group] = model
         self.difference[group] = xp.where(finite, images, 0.0) - model
         self.variance[group] = xp.where(defined, tiling.join(fit.variance, np.nan), np.nan)
         if self.image_variance is not None:
             self.image_variance[group] = xp.where(defined, tiling.join(fit.image_variance, np.nan), np.nan)
-        self.flags[group] = self._pixel_flags(finite, good, tiling.join(fit.clipped, False), alive)
+        self.flags[group] = self._pixel_flags(finite, good, fit, alive)
         dead = ~alive
         self.coefficients[group] = xp.where(dead[:, None], np.nan, fit.coefficients)
         self.variances[group] = xp.where(dead[:, None], np.nan, fit.variances)
@@ -72,13 +71,13 @@ class StackBuilder:
         self.n_pixels[group], self.n_clipped[group] = fit.n_pixels, fit.clipped.sum(axis=(1, 2, 3))
         self.status[group], self.iterations[group] = status, fit.iterations
 
-    def _pixel_flags(self, finite: Any, good: Any, clipped: Any, alive: Any) -> Any:
-        xp = self.xp
+    def _pixel_flags(self, finite: Any, good: Any, fit: Fit, alive: Any) -> Any:
+        xp, tiling = self.xp, self.design.tiling
         flags = xp.where(finite & alive[:, None, None], 0, PIXEL_FLAGS.no_data)
         flags = flags | xp.where(finite & ~good, PIXEL_FLAGS.bad, 0)
-        flags = flags | xp.where(self._inside & ~self._reference_ok, PIXEL_FLAGS.reference, 0)
+        flags = flags | xp.where(tiling.join(fit.spoilt, False), PIXEL_FLAGS.reference, 0)
         flags = flags | xp.where(self._inside, 0, PIXEL_FLAGS.border)
-        return (flags | xp.where(clipped, PIXEL_FLAGS.clipped, 0)).astype(xp.uint8)
+        return (flags | xp.where(tiling.join(fit.clipped, False), PIXEL_FLAGS.clipped, 0)).astype(xp.uint8)
 
     def stack(self, covariance_kind: str) -> DifferenceStack:
         """Return everything as a `DifferenceStack`."""

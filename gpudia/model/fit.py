@@ -24,6 +24,8 @@ _SAME_CHI2 = 1e-3
 _HUBER = 3.0
 #: Share of a star's light that the model may miss without being called an outlier, one sigma.
 _MODEL_ERROR = 0.03
+#: Share of the kernel on masked reference pixels, which hold a guess, from which on a difference is not to be used.
+_SPOILT = 0.05
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Fit:
     image_variance: Any
     variance: Any
     clipped: Any
+    spoilt: Any  # a masked reference pixel has a share of the kernel there
     chi2: Any
     n_pixels: Any
     iterations: Any
@@ -68,16 +71,20 @@ class Fitter:
     preconditioner : SharedPreconditioner
     variance_convolver : TileConvolver or None
         Holds the reference's variance; None when it is not known.
+    bad_convolver : TileConvolver or None
+        Holds 1 at masked pixels of the reference, 0 elsewhere; None where there are none.
     informative : bool array (T, h, w) or None
         Pixels that enter the fit; None: all.
     settings : FitSettings
     """
 
     def __init__(self, design: Design, preconditioner: SharedPreconditioner,
-                 variance_convolver: TileConvolver | None, informative: Any, settings: FitSettings) -> None:
+                 variance_convolver: TileConvolver | None, bad_convolver: TileConvolver | None, informative: Any,
+                 settings: FitSettings) -> None:
         self.design = design
         self.preconditioner = preconditioner
         self.variance_convolver = variance_convolver
+        self.bad_convolver = bad_convolver
         self.informative = informative
         self.settings = settings
         self.xp = design.xp
@@ -138,7 +145,16 @@ class Fitter:
         status = solution.status | self._too_few(n_pixels)
         covariance, scale_variance = self._covariance(solution, weights)
         return Fit(a, covariance, None, scale_variance, weights.sum(axis=(1, 2, 3)), model, image_variance, variance,
-                   clipped, chi2, n_pixels, iterations, status)
+                   clipped, self._spoilt(a, good), chi2, n_pixels, iterations, status)
+
+    def _spoilt(self, a: Any, good: Any) -> Any:
+        """Pixels whose model stands on masked reference pixels by more than 5 % of the kernel, bool (B, T, h, w)."""
+        xp = self.xp
+        if self.bad_convolver is None:
+            return xp.zeros_like(good)
+        kernel = self.design.unpack(a)[0][:, 0]
+        share = self.bad_convolver.convolve(self.bad_convolver.transform(xp.abs(kernel)))
+        return share > _SPOILT * xp.abs(kernel.sum(axis=(1, 2)))[:, None, None, None]
 
     def _covariance(self, solution: _Solution, weights: Any) -> tuple[Any, Any]:
         """Covariance and the exact variance of the scale, 1^T C 1 over the central kernel."""

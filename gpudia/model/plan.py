@@ -114,8 +114,8 @@ class ReferencePlan:
 
     def __init__(self, reference: Any, kernel_size: int, *, error: Any = None, mask: Any = None,
                  spatial_degree: int = 0, background_degree: int = 1, support: str = "square",
-                 pixels: str = "auto", gain: float | None = None, read_noise: float = 0.0, passes: int = 4, clip: float = 5.0,
-                 solver: str = "auto", covariance: str = "exact", rtol: float = 1e-9,
+                 pixels: str = "auto", gain: float | None = None, read_noise: float = 0.0, passes: int = 4,
+                 clip: float = 5.0,                 solver: str = "auto", covariance: str = "exact", rtol: float = 1e-9,
                  max_iterations: int = 200) -> None:
         reference, error, mask = planes_of(reference, error, mask, "reference")
         if reference.ndim != 2:
@@ -153,7 +153,9 @@ class ReferencePlan:
         weights = xp.where(fitted, tiling.split(prepared.weights), 0.0)[None]
         preconditioner = SharedPreconditioner(self.design, base, weights)
         noise = None if prepared.variance is None else TileConvolver(prepared.variance, tiling)
-        self.fitter = Fitter(self.design, preconditioner, noise, informative, self.settings)
+        bad = (~prepared.good).astype(xp.float64)
+        holes = TileConvolver(bad, tiling) if scalar(bad.sum()) else None
+        self.fitter = Fitter(self.design, preconditioner, noise, holes, informative, self.settings)
 
     def _usable_rows(self, tiling: Tiling) -> Any:
         """Valid pixels with nothing but good reference pixels under the kernel, bool (T, h, w)."""
@@ -208,7 +210,7 @@ class ReferencePlan:
             raise InputError(f"images must be on the plan's backend {self.backend.name}, got {backend_of(images).name}")
         size = 8 * _PLANES_PER_IMAGE * self.shape[0] * self.shape[1] + 8 * 4 * self.design.n_parameters**2
         step = self.backend.at_once(size)
-        out = StackBuilder(self.design, images, self._reference_ok, keep)
+        out = StackBuilder(self.design, images, keep)
 
         def one_group(start: int) -> None:
             group = slice(start, start + step)

@@ -74,10 +74,13 @@ def prepare_reference(data: Any, error: Any, mask: Any) -> PreparedReference:
     if error is not None:
         usable = xp.isfinite(error) & (error > 0)
         good &= usable
-        variance = fill_holes(xp.where(good, error, 0.0).astype(xp.float64) ** 2, good)
-        # exact zeros in a hole of an otherwise empty plane would be no noise at all
-        variance = xp.maximum(variance, 0.0)
-    filled = fill_holes(xp.where(good, data, 0.0), good)
+        variance = xp.maximum(fill_holes(xp.where(good, error, 0.0).astype(xp.float64) ** 2, good), 0.0)
+    data = xp.where(good, data, 0.0)
+    filled = fill_holes(data, good)
+    if variance is not None:
+        # what stands in a hole is a guess, as uncertain as its surroundings are uneven
+        uneven = fill_holes(data**2, good) - filled**2
+        variance = xp.where(good, variance, xp.maximum(variance, uneven))
     return PreparedReference(filled, variance, good, _typical_weights(filled, variance, good))
 
 
@@ -85,9 +88,10 @@ def informative_pixels(reference: PreparedReference, kernel_size: int) -> Any:
     """Pixels with significant light of the reference, bool (H, W): what they reach through the kernel informs the fit.
 
     Everywhere else the reference shows the kernel nothing but its own noise, and noise in the columns of a
-    least-squares problem pulls the coefficients towards zero (errors in variables): E[U^T W U] = A + diag(sum w sigma_R^2), where the
-    sum over empty sky is by far the largest part. In a sparse field with a single frame as reference that biased the
-    photometric scale by 20 to 50 %; without the empty sky by no more than its error.
+    least-squares problem pulls the coefficients towards zero (errors in variables):
+    E[U^T W U] = A + diag(sum w sigma_R^2), where the sum over empty sky is by far the largest part. In a sparse field
+    with a single frame as reference that biased the photometric scale by 20 to 50 %; without the empty sky by no more
+    than its error.
 
     The light is that of a difference of Gaussians of 1.7 px and K/2 px, against the noise of the former.
     """

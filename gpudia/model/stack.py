@@ -24,11 +24,11 @@ class DifferenceStack:
     ----------
     difference, model, variance : (B, H, W)
         I - M and M, ADU of the image, and the variance of the difference (image noise plus the reference's noise
-        through the kernel squared), ADU^2. NaN where the model is not defined: a border of K//2, pixels whose kernel
-        footprint touches a masked reference pixel, and pixels that are not finite in the image. float32 for float32
-        images, else float64.
+        through the kernel squared), ADU^2. NaN where the model is not defined: a border of K//2, and pixels that are
+        not finite in the image. float32 for float32 images, else float64.
     flags : (B, H, W), uint8
-        Bits of `gpudia.flags.PIXEL_FLAGS`.
+        Bits of `gpudia.flags.PIXEL_FLAGS`. Pixels with any masked reference pixel under the kernel take no part in the
+        fit; they have the bit ``reference`` where masked pixels carry more than 5 % of the kernel.
     kernel : (B, K, K), float64
         Kernel at the centre of the frame; ``kernel[K//2, K//2]`` multiplies the reference pixel itself.
     coefficients : (B, P_k, K, K)

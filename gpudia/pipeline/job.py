@@ -22,11 +22,11 @@ from gpudia.images import FrameLayout
 from gpudia.images.headers import name_of
 from gpudia.model import DifferenceStack
 from gpudia.pipeline.journal import Journal, log_to, prepare_output
-from gpudia.pipeline.looks import FrameStore, Look, choose_reference, register_all, take_look
+from gpudia.pipeline.looks import FrameStore, Look, choose_reference, region_of, register_all, take_look
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_epoch, prepare_measures
 from gpudia.pipeline.outputs import RunResult, write_difference, write_results
 from gpudia.pipeline.prepare import Prepared, PreparedBatch, place_batch, prepare
-from gpudia.pipeline.reference import RunReference, make_reference
+from gpudia.pipeline.reference import RunReference, automatic_degree, make_reference
 
 __all__ = ["run"]
 
@@ -98,6 +98,9 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     looks = _look_at(job, paths)
     best = choose_reference(looks, config, job.store)
     log.info("reference %s", best.path)
+    if config.spatial_degree == "auto":
+        config = job.config = config.replace(spatial_degree=automatic_degree(best, region_of(config, best)))
+        log.info("spatial degree %d", config.spatial_degree)
     with job.bar(looks, "register") as bar:
         register_all(looks, best, config, bar.update)
     reference = make_reference(best, job.store.read(best.path), looks, config, job.backend)
@@ -109,7 +112,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
         for batch in _batches(job, usable, reference):
             _do_batch(job, batch, reference, measures)
             bar.update(len(batch))
-    result = write_results(job.output, config, job.backend, looks, reference, measures, job.results)
+    result = write_results(job.output, job.backend, looks, reference, measures, job.results)
     journal.write("end", ok=result.n_ok, failed=result.n_failed)
     return result
 
@@ -220,8 +223,8 @@ def _finish(job: _Job, look: Look, prepared: Prepared, stack: DifferenceStack, i
         raise FrameError(f"no solution ({names}): {int(stack.n_pixels[i])} pixels for "
                          f"{reference.plan.design.n_parameters} unknowns")
     look.flags |= status | prepared.flags
-    if look is reference.look:
-        look.flags |= FRAME_FLAGS.is_reference
+    if look is reference.look:  # its kernel is a single pixel: nothing is deconvolved
+        look.flags = (look.flags | FRAME_FLAGS.is_reference) & ~FRAME_FLAGS.deconvolving
     bits = placed.bits[i] | stack.flags[i]
     job.results[look.name] = measure_epoch(measures, stack, i, bits, ratio)
     _note_numbers(look, stack, i, bits, reference)

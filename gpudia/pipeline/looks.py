@@ -34,7 +34,15 @@ from gpudia.images import (
     whole_frame,
 )
 
-__all__ = ["FrameStore", "Look", "choose_reference", "register_all", "take_look", "target_position"]
+__all__ = [
+    "FrameStore",
+    "Look",
+    "choose_reference",
+    "region_of",
+    "register_all",
+    "take_look",
+    "target_position",
+]
 
 log = logging.getLogger("gpudia.pipeline")
 

@@ -22,7 +22,7 @@ from gpudia.images import write_hdus, write_table
 from gpudia.model import DifferenceStack
 from gpudia.photometry import LightCurves, constant_star_epsilon, target_table, variability
 from gpudia.pipeline.looks import Look
-from gpudia.pipeline.measure import EpochFluxes, Measures
+from gpudia.pipeline.measure import RECOMMENDED, EpochFluxes, Measures
 from gpudia.pipeline.reference import RunReference
 from gpudia.report import write_report
 
@@ -123,7 +123,7 @@ def difference_hdus(stack: DifferenceStack, i: int, bits: np.ndarray, cards: fit
     return hdus
 
 
-def write_results(output: Path, config: RunConfig, backend: Backend, looks: Sequence[Look], reference: RunReference,
+def write_results(output: Path, backend: Backend, looks: Sequence[Look], reference: RunReference,
                   measures: Measures, results: Mapping[str, EpochFluxes]) -> RunResult:
     """Put the epochs together: tables, light curves, reference and report."""
     done = [look for look in looks if look.name in results and not look.reason]
@@ -148,7 +148,7 @@ def write_results(output: Path, config: RunConfig, backend: Backend, looks: Sequ
 
 def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures) -> None:
     """Measure the scale error of every epoch from the stars; flag it where it is beyond its error."""
-    method = measures.recommended
+    method = RECOMMENDED
     for look, epoch in zip(done, fluxes, strict=True):
         best = epoch.fluxes[method]
         found = constant_star_epsilon(best.flux_diff, best.flux_diff_err, measures.flux[method],
@@ -188,7 +188,7 @@ def _stacked(fluxes: Sequence[EpochFluxes], method: str, name: str, count: int) 
 
 def _light_curves(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference, measures: Measures,
                   epochs: Table) -> LightCurves:
-    n, best = len(reference.stars), measures.recommended
+    n, best = len(reference.stars), RECOMMENDED
     planes: dict[str, np.ndarray] = {}
     for suffix, method in (("", best), ("_AP", "ap"), ("_PSF", "psf")):
         for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"):
@@ -213,7 +213,7 @@ def _by_name(done: Sequence[Look]) -> Any:
 
 def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference,
                    measures: Measures) -> TimeSeries:
-    best = measures.recommended
+    best = RECOMMENDED
     curves = {method: type(fluxes[0].fluxes[method])(*(
         np.array([getattr(epoch.fluxes[method], name)[-1] for epoch in fluxes])
         for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"))) for method in ("ap", "psf")}

@@ -12,10 +12,10 @@ from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import Frame, FrameLayout, write_hdus
-from gpudia.pipeline.looks import FrameStore, Look, register_all, take_look
+from gpudia.pipeline.looks import FrameStore, Look, region_of, register_all, take_look
 from gpudia.pipeline.outputs import difference_hdus, provenance
 from gpudia.pipeline.prepare import place_batch, prepare
-from gpudia.pipeline.reference import make_reference
+from gpudia.pipeline.reference import automatic_degree, make_reference
 
 __all__ = ["SubtractResult", "subtract_files"]
 
@@ -81,7 +81,7 @@ def _with_planes(frame: Frame, mask: Path | None, error: Path | None) -> Frame:
 
 
 def subtract_files(reference: str | Path, image: str | Path, output: str | Path, *, kernel_size: int | str = "auto",
-                   spatial_degree: int = 1, background_degree: int = 1, align: bool = True,
+                   spatial_degree: int | str = "auto", background_degree: int = 1, align: bool = True,
                    mask: str | Path | None = None, error: str | Path | None = None, gain: float | None = None,
                    saturation: float | None = None, overwrite: bool = False) -> SubtractResult:
     """Subtract a reference file from an image file and write the difference.
@@ -94,7 +94,9 @@ def subtract_files(reference: str | Path, image: str | Path, output: str | Path,
         File to write: DIFF, MODEL, ERR, MASK, KERNEL, BKG on the reference's grid.
     kernel_size : int or "auto"
         Odd, pixels; "auto" from the seeing of both.
-    spatial_degree, background_degree : int
+    spatial_degree : int or "auto"
+        "auto": 1 where the reference has stars enough for it, else 0.
+    background_degree : int
     align : bool
         Register the image with the reference by their stars; False where both are on one grid.
     mask, error : path, optional
@@ -123,6 +125,8 @@ def subtract_files(reference: str | Path, image: str | Path, output: str | Path,
     store = _Overrides(FrameLayout(**config.layout()), image, None if mask is None else Path(mask),
                        None if error is None else Path(error))
     looks = [_look(path, store, config) for path in (reference, image)]
+    if config.spatial_degree == "auto":
+        config = config.replace(spatial_degree=automatic_degree(looks[0], region_of(config, looks[0])))
     register_all(looks[1:], looks[0], config, lambda: None)
     if looks[1].reason:
         raise FrameError(looks[1].reason, image)
