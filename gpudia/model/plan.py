@@ -27,6 +27,8 @@ __all__ = ["ReferencePlan", "subtract"]
 
 #: Planes of float64 that the fit of one image holds at the same time (measured with bench/direct_solver.py).
 _PLANES_PER_IMAGE = 24
+#: Bias of the photometric scale from which on only informative pixels are fitted.
+_BIAS = 0.003
 
 
 def _number(name: str, value: Any, low: float, rule: str, integer: bool = False) -> Any:
@@ -67,8 +69,8 @@ class ReferencePlan:
     pixels : {"auto", "all", "informative"}
         Which pixels enter the fit: all good ones, or those that significant light of the reference can reach through
         the kernel (the others only add the reference's noise to the equations, which biases the kernel towards zero).
-        "auto" is "informative" where the reference's error is known, unless that leaves fewer than four pixels for
-        each unknown. All pixels are subtracted either way.
+        "auto" takes all pixels where that biases the photometric scale by no more than 0.3 % (see `scale_bias`), or
+        where the others would leave fewer than two pixels for each unknown. All pixels are subtracted either way.
     passes : int
         Passes of weights and clipping: the first with weights from the smoothed image, the others from the model.
         Fewer are done when nothing changes any more.
@@ -87,6 +89,11 @@ class ReferencePlan:
         Accuracy of the iterative solution in units of the signal-to-noise ratio of all the data.
     max_iterations : int
         For one pass.
+
+    Attributes
+    ----------
+    scale_bias : array ()
+        Expected relative bias of the scale by the reference's noise, at worst (a kernel of one pixel), first order.
 
     Raises
     ------
@@ -148,10 +155,17 @@ class ReferencePlan:
         self.design = Design(data, tiling, self.support, spatial_degree, background_degree)
         base = Design(data, tiling, self.support, 0, 0) if spatial_degree else self.design
         self._reference_ok = self._usable_rows(tiling)
-        informative = self._informative(tiling)
-        fitted = self._reference_ok if informative is None else self._reference_ok & informative
-        weights = xp.where(fitted, tiling.split(prepared.weights), 0.0)[None]
-        preconditioner = SharedPreconditioner(self.design, base, weights)
+        informative = None
+        if self.pixels == "informative":
+            informative = self._informative(tiling)
+        preconditioner = self._shared(base, informative)
+        if self.pixels == "auto" and abs(scalar(self._scale_bias(preconditioner, informative))) > _BIAS:
+            informative = self._informative(tiling)
+            if scalar((informative & self._reference_ok).sum()) < 2 * self.design.n_parameters:
+                informative = None
+            else:
+                preconditioner = self._shared(base, informative)
+        self.scale_bias = self._scale_bias(preconditioner, informative)
         noise = None if prepared.variance is None else TileConvolver(prepared.variance, tiling)
         bad = (~prepared.good).astype(xp.float64)
         holes = TileConvolver(bad, tiling) if scalar(bad.sum()) else None
@@ -170,13 +184,28 @@ class ReferencePlan:
         return counts.convolve(counts.transform(support))[0] > 0.5
 
     def _informative(self, tiling: Tiling) -> Any:
-        """Pixels for the fit (T, h, w), or None for all."""
-        if self.pixels == "all" or self.reference.variance is None:
-            return None
-        found = self._reached_from(informative_pixels(self.reference, self.kernel_size), tiling)
-        if self.pixels == "auto" and scalar((found & self._reference_ok).sum()) < 4 * self.design.n_parameters:
-            return None
-        return found
+        """Pixels that significant light of the reference can reach through the kernel, bool (T, h, w)."""
+        return self._reached_from(informative_pixels(self.reference, self.kernel_size), tiling)
+
+    def _fit_weights(self, informative: Any) -> Any:
+        fitted = self._reference_ok if informative is None else self._reference_ok & informative
+        return self.backend.xp.where(fitted, self.design.tiling.split(self.reference.weights), 0.0)[None]
+
+    def _shared(self, base: Design, informative: Any) -> SharedPreconditioner:
+        return SharedPreconditioner(self.design, base, self._fit_weights(informative))
+
+    def _scale_bias(self, shared: SharedPreconditioner, informative: Any) -> Any:
+        """Relative bias of the scale that the reference's noise causes, for a kernel of one pixel: the worst case.
+
+        To first order -L 1^T M e with the inverse M of the shared normal matrix, L = sum w sigma_R^2, which the noise
+        adds to its diagonal, and the central pixel e. 0 where the reference's noise is not known.
+        """
+        xp, m = self.backend.xp, self.design.n_kernel
+        if self.reference.variance is None:
+            return xp.zeros(())
+        centre = int(self.support.ravel()[:self.kernel_size**2 // 2].sum())
+        noise = (self._fit_weights(informative)[0] * self.design.tiling.split(self.reference.variance)).sum()
+        return -noise * shared.inverse[:m, centre].sum()
 
     def subtract(self, images: Any, errors: Any = None, masks: Any = None, *,
                  keep: tuple[str, ...] = ()) -> DifferenceStack:
