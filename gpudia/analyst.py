@@ -1,14 +1,9 @@
-"""The first interface of this library: one image against one reference, in the steps of the LCO module.
-
-For a series of images `gpudia.run` does the same work with one plan for all of them.
-"""
+"""The first interface: one image against one reference, step by step; `gpudia.run` does whole series."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
-import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,25 +19,18 @@ from gpudia.difference import (
     DifferenceImage,
     build_the_U_indexes,
     build_the_U_matrix,
+    measure_stars,
+    reference_radius,
     refuse_failed,
     run_dia_photometry,
     run_difference_image,
 )
 from gpudia.errors import ConfigError, FrameError, InputError
-from gpudia.images import (
-    Frame,
-    catalog_of,
-    cut,
-    detect_stars,
-    frame_quality,
-    read_frame,
-    region_around,
-    register,
-)
+from gpudia.flags import FRAME_FLAGS
+from gpudia.images import Frame, catalog_of, cut, detect_stars, read_frame, region_around, register
 from gpudia.images.headers import name_of
 from gpudia.layers import layer_names, result_layers, wcs_of_image, write_layers
-from gpudia.model import DifferenceStack, ReferencePlan, check_kernel_size, evaluate_terms
-from gpudia.photometry import EpochNoise, choose_aperture_radius, measure_apertures
+from gpudia.model import DifferenceStack, ReferencePlan, check_kernel_size
 from gpudia.pipeline.looks import target_position
 from gpudia.pipeline.outputs import provenance
 from gpudia.pipeline.prepare import place_batch, prepare
@@ -78,8 +66,9 @@ class DIAPhotometryAnalyst:
 
     Attributes
     ----------
-    status, reason : str
-        "pending", "ok" or "failed", and why it failed. A file that cannot be read fails here and raises nothing.
+    status, reason, flags : str, str, int
+        "pending", "ok" or "failed", and why it failed (a file that cannot be read raises nothing here); bits of
+        `gpudia.flags.FRAME_FLAGS`.
     reference_image, reference_wcs, image, image_wcs
         ADU and WCS: of the whole frames, then of the cutouts, at last of the image on the reference's grid.
     reference_layers, image_layers : list of str
@@ -91,20 +80,19 @@ class DIAPhotometryAnalyst:
     region, registration, aligned
         The cutout on the reference; its transformation to the image; the image on the region's pixels.
     difference : DifferenceStack
-        Of this one image (constant kernel, background of degree 1), host arrays.
+        Of this one image (constant kernel, background of degree 1), host arrays. A variable that outshines all other
+        stars of the region sets the scale by itself: take a region large enough.
     aperture_radius : float or None
         Pixels. None: the FWHM on the reference, hence one radius for all images of a series; set it to choose another.
     phot_table : Table
         Stars of the reference catalog in the cutout: ``id, xcenter, ycenter`` (cutout), ``aperture_sum,
         aperture_sum_err`` (ADU of the image: divide by ``meta["SCALE"]`` for those of the reference), ``flags``
         (`gpudia.flags.SOURCE_FLAGS`), ``ra, dec``.
-    flags : int
-        Bits of `gpudia.flags.FRAME_FLAGS`.
 
     Raises
     ------
     InputError, ConfigError
-        An argument breaks its rule, or the log folder cannot be made.
+        An argument breaks its rule.
     """
 
     def __init__(self, reference_name: str, reference_path: Any, image_name: str, image_path: Any,
@@ -113,21 +101,16 @@ class DIAPhotometryAnalyst:
         self.reference_name, self.image_name = str(reference_name), str(image_name)
         self.reference_path = _file(reference_path, self.reference_name)
         self.image_path = _file(image_path, self.image_name)
-        for name, catalog in (("reference_catalog", reference_catalog), ("image_catalog", image_catalog)):
-            if not isinstance(catalog, Table | None):
-                raise InputError(f"{name} must be an astropy Table or None, got {type(catalog).__name__}")
         self._config = _config(self.image_path, cutout_region, kernel_size)
-        self.ra, self.dec, self.size, self.kernel_size = (
-            self._config.ra, self._config.dec, self._config.size, int(kernel_size))
+        self.ra, self.dec, self.size = self._config.ra, self._config.dec, self._config.size
+        self.kernel_size = int(kernel_size)
         self.log = logging.getLogger(f"gpudia.analyst.{self.image_name.replace('.', '_')}")
         self._log_file = _log_file(log_path, self.image_name)
         self._log_open = False
         self.reference_image: Any = None
-        self.reference_wcs: Any = None
         self.image: Any = None
-        self.image_wcs: Any = None
-        self.reference_layers: list[str] = []
-        self.image_layers: list[str] = []
+        self.reference_wcs = self.image_wcs = None
+        self.reference_layers, self.image_layers = list[str](), list[str]()
         self.ref_catalog: Any = None
         self.image_catalog: Any = None
         self.aperture_radius: float | None = None
@@ -145,15 +128,16 @@ class DIAPhotometryAnalyst:
         self.region: Any = None
         self._cutout: Any = None
         self.registration: Any = None
-        self.aligned: Any = None
         self._placed: Any = None
+        self.aligned: Any = None
         self.difference: Any = None
         self.phot_table: Any = None
 
     def _fail(self, error: FrameError) -> None:
+        if self.status != "failed":  # a file that cannot be read fails again at every attempt
+            with self._logging():
+                self.log.error("%s failed: %s", self.image_name, error)
         self.status, self.reason = "failed", error.reason
-        with self._logging():
-            self.log.error("%s failed: %s", self.image_name, error)
 
     @contextlib.contextmanager
     def _logging(self) -> Iterator[None]:
@@ -194,20 +178,18 @@ class DIAPhotometryAnalyst:
 
         Parameters
         ----------
-        save : bool
-            Write ``<image>_dia.fits`` beside the image (`update_image_with_new_layers`).
-        overwrite : bool
-            Replace an older one.
+        save, overwrite : bool
+            Write the new file (`update_image_with_new_layers`); replace an older one.
 
         Returns
         -------
-        str
-            `status`: "ok", or "failed" with the reason in `reason` and in the log.
+        status : {"ok", "failed"}
+            A failed one has its reason in `reason` and in the log.
 
         Raises
         ------
         ConfigError
-            The file to write exists already (said before anything is done) or cannot be written.
+            The new file exists already (said before anything is done) or cannot be written.
         """
         if save:
             self._output(None, overwrite)
@@ -226,8 +208,7 @@ class DIAPhotometryAnalyst:
     def cut_image_and_ref(self) -> None:
         """Cut both frames about the coordinates; what lies outside a frame is masked.
 
-        The image is cut by its own WCS, for a look at it, and left whole where that does not lead onto it: the
-        alignment starts from the whole frame, so that no corner is missing after a rotation.
+        The image is cut by its own WCS, for a look at it, or left whole: the alignment starts from the whole frame.
 
         Raises
         ------
@@ -237,8 +218,9 @@ class DIAPhotometryAnalyst:
         reference, image = self._loaded()
         self._restart()
         with self._logging():
-            where = target_position(self._config, reference.wcs, self.reference_path)
-            self.region = region_around(*where, self.size, reference.shape)  # type: ignore[misc]
+            x, y = target_position(self._config, reference.wcs, self.reference_path)  # type: ignore[misc]
+            self.region = region_around(x, y, self.size, reference.shape)
+            self.log.info("region %s, target at (%.2f, %.2f) of the reference", self.region, x, y)
             self._cutout = cut(reference, self.region)
             self.reference_image, self.reference_wcs = self._cutout.data, self._cutout.wcs
             self.image, self.image_wcs = image.data, image.wcs
@@ -246,7 +228,6 @@ class DIAPhotometryAnalyst:
                 x, y = target_position(self._config, image.wcs, self.image_path)  # type: ignore[misc]
                 part = cut(image, region_around(x, y, self.size, image.shape))
                 self.image, self.image_wcs = part.data, part.wcs
-            self.log.info("region %s, target at (%.2f, %.2f) of the reference", self.region, *where)
 
     def _loaded(self) -> tuple[Frame, Frame]:
         if self._frames is None:
@@ -272,6 +253,7 @@ class DIAPhotometryAnalyst:
             prepared = prepare(image, found, self.region, self._config)
             self._placed = place_batch([prepared], self.region.shape, active_backend())
             self.registration, self.flags = found, image.flags | prepared.flags
+            self.flags |= FRAME_FLAGS.is_reference if image.path == reference.path else 0
             self.aligned = self.image = to_host(self._placed.data[0])
             self.image_wcs = self.reference_wcs
             self.log.info("aligned by %s: %d stars, rms %.3f px%s", found.route, found.n_matched, found.rms,
@@ -290,6 +272,7 @@ class DIAPhotometryAnalyst:
         with self._logging():
             self.difference = stack = self._subtract()
             self.flags |= int(stack.status[0])
+            self._bits = self._placed.bits[0] | stack.flags[0]
             self.phot_table = self._measure(stack)
             self.status, self.reason = "ok", ""
             self.log.info("scale %.5f +- %.5f, chi^2 per pixel %.3f, %d stars", stack.scale[0], stack.scale_error[0],
@@ -307,28 +290,19 @@ class DIAPhotometryAnalyst:
         return stack
 
     def _measure(self, stack: DifferenceStack) -> Table:
-        base, region = self._cutout, self.region
-        stars = self.ref_catalog[region.contains(np.column_stack([self.ref_catalog["x"], self.ref_catalog["y"]]))]
-        where = region.to_cutout(np.column_stack([stars["x"], stars["y"]]))
+        xy = np.column_stack([self.ref_catalog["x"], self.ref_catalog["y"]])
+        stars = self.ref_catalog[self.region.contains(xy)]
+        where = self.region.to_cutout(xy[self.region.contains(xy)])
         if self.aperture_radius is None:
-            self.aperture_radius = _reference_radius(base)
-        ratio, image_variance = self._placed.noise_ratio, stack.image_variance[0].astype(float)
-        if ratio is not None:  # resampling correlates pixels: sums are noisier than single pixels say
-            image_variance = image_variance * to_host(ratio)[0]
-        noise = EpochNoise(
-            image_variance, stack.kernel[0], base.variance.astype(float),
-            np.where(base.mask != 0, np.nan, base.data).astype(float), stack.covariance[0], stack.support,
-            background_terms=lambda x, y: evaluate_terms(BACKGROUND_DEGREE, x, y, region.shape))
-        found = measure_apertures(stack.difference[0], stack.variance[0], self._bits(stack), where,
-                                  self.aperture_radius, noise)
+            self.aperture_radius = reference_radius(self._cutout)
+        ratio = self._placed.noise_ratio
+        found = measure_stars(stack, self._bits, self._cutout, where, self.aperture_radius,
+                              None if ratio is None else to_host(ratio)[0])
         return Table(
             {"id": stars["id"], "xcenter": where[:, 0], "ycenter": where[:, 1], "aperture_sum": found.flux,
              "aperture_sum_err": found.error, "flags": found.flags, "ra": stars["ra"], "dec": stars["dec"]},
             meta={"RADIUS": self.aperture_radius, "SCALE": float(stack.scale[0]),
-                  "SCALEERR": float(stack.scale_error[0]), "MJD": self._loaded()[1].mjd})
-
-    def _bits(self, stack: DifferenceStack) -> np.ndarray:
-        return self._placed.bits[0] | stack.flags[0]
+                  "SCALEERR": float(stack.scale_error[0])})
 
     def update_image_with_new_layers(self, path: Any = None, overwrite: bool = False) -> Path:
         """Write a new file with the image's layers, as they are in its file, and those made here.
@@ -339,26 +313,22 @@ class DIAPhotometryAnalyst:
 
         Parameters
         ----------
-        path : path, optional
-            Default: ``<image>_dia.fits`` beside the image.
-        overwrite : bool
-            Replace an existing file; never the image or the reference.
+        path, overwrite : path, bool
+            Default: a new ``<image>_dia.fits`` beside the image. Inputs are never replaced.
 
         Returns
         -------
         Path
-            The new file; it appears whole or not at all.
+            The file; it appears whole or not at all.
 
         Raises
         ------
-        FrameError
-            There are no results.
-        ConfigError
-            The file exists, is one of the inputs, or cannot be written.
+        FrameError, ConfigError
+            There are no results; or the file exists, is one of the inputs, or cannot be written.
         """
         if self.status != "ok":
-            raise FrameError(f"image must be processed before it is saved, got status {self.status!r}"
-                             + (f" ({self.reason})" if self.reason else ""), self.image_path)
+            raise FrameError(f"image must be processed before it is saved, got status {self.status!r} "
+                             f"({self.reason or 'not processed'})", self.image_path)
         output = self._output(path, overwrite)
         with self._logging():
             write_layers(self.image_path, self._new_layers(), output)
@@ -366,8 +336,7 @@ class DIAPhotometryAnalyst:
         return output
 
     def _output(self, path: Any, overwrite: bool) -> Path:
-        beside = self.image_path.with_name(f"{name_of(self.image_path)}_dia.fits")
-        output = beside if path is None else Path(path).expanduser()
+        output = Path(path or self.image_path.with_name(f"{name_of(self.image_path)}_dia.fits")).expanduser()
         if output.resolve() in (self.image_path.resolve(), self.reference_path.resolve()):
             raise ConfigError(f"path must not be that of an input file, got {output}")
         if output.exists() and not overwrite:
@@ -383,7 +352,7 @@ class DIAPhotometryAnalyst:
             "CHI2": (float(stack.chi2[0]), "chi^2 per degree of freedom of the fit"),
             "FLAGS": (self.flags, "bits of gpudia.flags.FRAME_FLAGS")})
         moved = wcs_of_image(reference.wcs, self.registration, image.shape)
-        return result_layers(stack, self._bits(stack), self.phot_table, cards, self._cutout.wcs, moved)
+        return result_layers(stack, self._bits, self.phot_table, cards, self._cutout.wcs, moved)
 
 
 def _file(path: Any, name: str) -> Path:
@@ -396,8 +365,8 @@ def _config(path: Path, cutout_region: Sequence[Any], kernel_size: int) -> RunCo
     if isinstance(cutout_region, str) or len(cutout_region) != 3:
         raise InputError(f"cutout_region must be [ra, dec, size], got {cutout_region!r}")
     ra, dec, size = cutout_region
-    with contextlib.suppress(TypeError, ValueError, OverflowError):  # [268.0, -29.0, 250.0] of an array
-        size = operator.index(size) if int(size) != float(size) else int(size)
+    if isinstance(size, float) and size.is_integer():  # of an array [268.0, -29.0, 250.0]
+        size = int(size)
     config = RunConfig(frames=(str(path),), output=str(path.parent), ra=ra, dec=dec, size=size, spatial_degree=0,
                        background_degree=BACKGROUND_DEGREE)
     return config.replace(kernel_size=check_kernel_size(kernel_size, (config.size, config.size)))
@@ -417,6 +386,8 @@ def _stars(frame: Frame, given: Table | None, name: str) -> Table:
     if given is None:
         own = catalog_of(frame)
         return detect_stars(frame) if own is None else own
+    if not isinstance(given, Table):
+        raise InputError(f"{name} must be an astropy Table or None, got {type(given).__name__}")
     if not len(given):
         raise FrameError(f"{name} must have stars, got none", frame.path)
     if "ids" in given.meta:  # made by catalog_of or detect_stars: in this form already
@@ -425,9 +396,3 @@ def _stars(frame: Frame, given: Table | None, name: str) -> Table:
     if stars is None:
         raise InputError(f"{name} must have positions (x, y or ra, dec), got columns {', '.join(given.colnames)}")
     return stars
-
-
-def _reference_radius(cutout: Frame) -> float:
-    """FWHM on the reference: measured, else from the header (arcsec, by the pixel scale), else 4 px."""
-    measured = frame_quality(cutout, detect_stars(cutout)).fwhm
-    return choose_aperture_radius(next(f for f in (measured, cutout.fwhm, 4.0) if math.isfinite(f) and f > 0))

@@ -239,7 +239,7 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-_SWITCHES = ("align", "products", "resume", "overwrite")
+_SWITCHES = ("align", "find_defects", "products", "resume", "overwrite")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -285,6 +285,8 @@ def _add_run(commands: Any) -> None:
         parser.add_argument(_option(name), type=_number, metavar=metavar, help=about + _default_text(name))
     parser.add_argument("--no-align", dest="align", action="store_const", const=False,
                         help="the frames are on one pixel grid already")
+    parser.add_argument("--no-defects", dest="find_defects", action="store_const", const=False,
+                        help="do not look for cosmic rays and bad pixels that no mask flags")
     parser.add_argument("--no-products", dest="products", action="store_const", const=False,
                         help="do not write the difference images")
     parser.add_argument("--resume", action="store_const", const=True, help="go on with a run that was cut off")

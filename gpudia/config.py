@@ -201,13 +201,14 @@ class RunConfig:
         Faintest peak taken for a star, in sigma of the sky noise.
     max_stars : int
         Most stars detected per frame (the brightest), at least 3.
+    find_defects : bool
+        Mask pixels that are sharper than a star can be (cosmic rays, hot and dead pixels, columns).
     kernel_size : int or "auto"
         Side of the matching kernel, pixels: odd, at least 3. ``auto``: from the frames' seeing.
     kernel_support : {"circle", "square"}
         Which pixels of the kernel's square are used.
     spatial_degree, background_degree : int
-        Degrees of the polynomials by which the kernel varies over the region, 0 (constant) to 3, and of the
-        differential background, 0 to 5.
+        Degrees by which kernel (0 to 3; ``auto``: 1 with 90 bright stars, else 0) and background (0 to 5) vary.
     passes : int
         Passes of weighting and clipping of the kernel fit, 1 to 20.
     clip : float
@@ -253,6 +254,7 @@ class RunConfig:
     min_matches: int = _setting(_integer(3), 3)
     detection_threshold: float = _setting(_number("sigma"), 5.0)
     max_stars: int = _setting(_integer(3), 5000)
+    find_defects: bool = _setting(_YES_NO, True)
     kernel_size: int | str = _setting(_auto_or(_integer(3, odd=True)), "auto")
     kernel_support: str = _setting(_choice("circle", "square"), "circle")
     spatial_degree: int | str = _setting(_auto_or(_integer(0, 3)), "auto")

@@ -1,4 +1,4 @@
-"""The four functions of the first interface: one image and one reference, arrays in and arrays out."""
+"""The four functions of the first interface, arrays in and arrays out, and the photometry of one difference."""
 
 from __future__ import annotations
 
@@ -12,15 +12,24 @@ from astropy.table import Table
 from gpudia.backend import active_backend, backend_of, to_device, to_host
 from gpudia.errors import FrameError, InputError
 from gpudia.flags import FRAME_FLAGS
-from gpudia.model import DifferenceStack, subtract
+from gpudia.images import Frame, detect_stars, frame_quality
+from gpudia.model import DifferenceStack, evaluate_terms, subtract
 from gpudia.model.inputs import planes_of
-from gpudia.photometry import aperture_photometry_table
+from gpudia.photometry import (
+    EpochNoise,
+    ForcedFluxes,
+    aperture_photometry_table,
+    choose_aperture_radius,
+    measure_apertures,
+)
 
 __all__ = [
     "BACKGROUND_DEGREE",
     "DifferenceImage",
     "build_the_U_indexes",
     "build_the_U_matrix",
+    "measure_stars",
+    "reference_radius",
     "refuse_failed",
     "run_dia_photometry",
     "run_difference_image",
@@ -44,8 +53,8 @@ def build_the_U_indexes(reference_image: Any, kernel: Any) -> tuple[Any, Any]:
     -------
     indi, indj : integer arrays (n, K*K)
         Row and column of the pixel that each kernel pixel multiplies, on the image's backend; n = (H-K+1)(W-K+1) output
-        pixels in row-major order, kernel pixels in row-major order. With ``U = image[indi, indj]``, ``U @ kernel.ravel()``
-        is the true convolution, ``scipy.signal.convolve2d(image, kernel, mode="valid").ravel()``.
+        pixels in row-major order, kernel pixels in row-major order. With ``U = image[indi, indj]``,
+        ``U @ kernel.ravel()`` is the true convolution ``scipy.signal.convolve2d(image, kernel, "valid").ravel()``.
 
     Raises
     ------
@@ -104,7 +113,8 @@ class DifferenceImage(NamedTuple):
     Attributes
     ----------
     dia_image, image_model : (H, W)
-        I - M and M, ADU; NaN where the model is not defined (a border of K//2 and what masked reference pixels reach).
+        I - M and M, ADU; NaN where the model is not defined (a border of K//2) or the image not finite. What masked
+        reference pixels reach through the kernel is not to be relied on.
     kernel : (K, K)
         ``kernel[K//2, K//2]`` multiplies the reference pixel itself; its sum is the photometric scale.
     bkg_coeffs : (3,)
@@ -177,7 +187,7 @@ def _check_indexes(shape: Sequence[int], kernel_size: int, *indexes: Any) -> Non
 
 
 def refuse_failed(stack: DifferenceStack, kernel_size: int) -> None:
-    """Raise `FrameError` with the reason when the only image of a stack has no solution."""
+    """Raise `FrameError` with the reason when the only image of a stack has no solution, or none to be used."""
     status = int(to_host(stack.status)[0])
     if to_host(stack.failed)[0]:
         raise FrameError(f"no solution ({', '.join(FRAME_FLAGS.decode(status))}): {int(to_host(stack.n_pixels)[0])} "
@@ -204,3 +214,39 @@ def run_dia_photometry(image: Any, error: Any, positions: Any, radius: float) ->
         ``id, xcenter, ycenter, aperture_sum, aperture_sum_err, flags``.
     """
     return aperture_photometry_table(image, error, positions, radius)
+
+
+def reference_radius(cutout: Frame) -> float:
+    """Aperture radius, pixels: the FWHM measured on a frame, else its header's (arcsec, by the pixel scale), else 4."""
+    measured = frame_quality(cutout, detect_stars(cutout)).fwhm
+    return choose_aperture_radius(next(f for f in (measured, cutout.fwhm, 4.0) if math.isfinite(f) and f > 0))
+
+
+def measure_stars(stack: DifferenceStack, bits: np.ndarray, reference: Frame, positions: np.ndarray, radius: float,
+                  noise_ratio: np.ndarray | None) -> ForcedFluxes:
+    """Sum the difference of one image (constant kernel) in apertures, with exact errors.
+
+    Parameters
+    ----------
+    stack : DifferenceStack
+        Of one image, host side, with covariance and image variance.
+    bits : (H, W) uint8
+        Pixel flags.
+    reference : Frame
+        On the same pixels.
+    positions : (S, 2)
+        (x, y), 0-based pixel centres.
+    radius : float
+        Pixels.
+    noise_ratio : (H, W) or None
+        Variance of sums over that of single pixels, for a resampled image: its pixels are correlated.
+    """
+    image_variance = stack.image_variance[0].astype(float)
+    if noise_ratio is not None:
+        image_variance = image_variance * noise_ratio
+    shape = reference.shape
+    noise = EpochNoise(
+        image_variance, stack.kernel[0], reference.variance.astype(float),
+        np.where(reference.mask != 0, np.nan, reference.data).astype(float), stack.covariance[0], stack.support,
+        background_terms=lambda x, y: evaluate_terms(BACKGROUND_DEGREE, x, y, shape))
+    return measure_apertures(stack.difference[0], stack.variance[0], bits, positions, radius, noise)

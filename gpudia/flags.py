@@ -71,7 +71,8 @@ PIXEL_FLAGS = FlagTable(
     Flag(4, "low_qe", "low quantum efficiency", "none needed"),
     Flag(8, "cosmic_ray", "hit by a cosmic ray", "none needed"),
     Flag(16, "no_data", "outside the frame, or not a finite number", "take a smaller region"),
-    Flag(32, "reference", "masked reference pixels carry a good part of the kernel", "use another or a stacked reference"),
+    Flag(32, "reference", "masked reference pixels carry a good part of the kernel",
+         "use another or a stacked reference"),
     Flag(64, "border", "too near the border of the region for the kernel", "take a larger region"),
     Flag(128, "clipped", "rejected in the kernel fit: far from the model (still measured)", "look at the difference"),
 )

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
-from astropy.wcs import WCS
-from astropy.wcs.utils import fit_wcs_from_points
+from astropy.wcs import WCS, Sip
+from numpy.polynomial.polynomial import polyval2d
 
 from gpudia.images import Registration, write_hdus
 from gpudia.model import DifferenceStack
@@ -73,8 +73,8 @@ def result_layers(stack: DifferenceStack, bits: np.ndarray, table: Table, cards:
 def wcs_of_image(wcs: WCS, registration: Registration, shape: tuple[int, int]) -> WCS:
     """World coordinates of an image's own pixels: those of the reference, moved by the registration.
 
-    With p_image = A p + t the linear part becomes CD A^-1 about A crpix + t, exactly. Distortions by SIP or tables are
-    functions of the reference's pixels: there a new SIP is fitted to a grid of positions.
+    With p_image = A p + t the linear part becomes CD A^-1 about A crpix + t. A SIP distortion s(u) becomes
+    A s(A^-1 u), a polynomial of the same degree. Both are exact; distortion tables are left out.
 
     Parameters
     ----------
@@ -85,12 +85,26 @@ def wcs_of_image(wcs: WCS, registration: Registration, shape: tuple[int, int]) -
     shape : (H, W)
         Of the image.
     """
-    if wcs.has_distortion:
-        y, x = (v.ravel() for v in np.meshgrid(*(np.linspace(0, n - 1, 20) for n in shape), indexing="ij"))
-        there = registration.inverse().apply(np.column_stack([x, y]))
-        return fit_wcs_from_points((x, y), wcs.pixel_to_world(*there.T), sip_degree=4)
+    turn = registration.matrix[:, :2]
     moved = WCS(wcs.to_header(relax=True))
     moved.wcs.crpix = registration.apply(wcs.wcs.crpix - 1) + 1
-    moved.wcs.pc = wcs.pixel_scale_matrix @ np.linalg.inv(registration.matrix[:, :2])
+    moved.wcs.pc = wcs.pixel_scale_matrix @ np.linalg.inv(turn)
     moved.wcs.cdelt = 1.0, 1.0
+    if wcs.sip is not None:
+        moved.sip = _moved_sip(wcs.sip, turn, moved.wcs.crpix, max(shape))
     return moved
+
+
+def _moved_sip(sip: Sip, turn: np.ndarray, crpix: np.ndarray, side: int) -> Sip:
+    """Coefficients of A s(A^-1 u), through its values on a grid (in units of the frame's side, for good condition)."""
+    degree = max(len(sip.a), len(sip.b)) - 1
+    p, q = (v.ravel() for v in np.mgrid[:degree + 1, :degree + 1])
+    terms = (p + q >= 2) & (p + q <= degree)
+    u = np.stack([v.ravel() for v in np.mgrid[-1:1:20j, -1:1:20j]])
+    x, y = np.linalg.inv(turn) @ (side * u)
+    values = turn @ np.stack([polyval2d(x, y, c) for c in (sip.a, sip.b)])
+    fit = np.linalg.lstsq((u[0][:, None] ** p * u[1][:, None] ** q)[:, terms], values.T, rcond=None)[0]
+    planes = np.zeros((2, (degree + 1) ** 2))
+    planes[:, terms] = fit.T / float(side) ** (p + q)[terms]
+    a, b = planes.reshape(2, degree + 1, degree + 1)
+    return Sip(a, b, None, None, crpix)

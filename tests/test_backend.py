@@ -123,7 +123,7 @@ FORBIDDEN = {
               "astropy.wcs"),
     "photometry": ("gpudia.images", "gpudia.pipeline", "gpudia.report"),
     "backend": ("gpudia.images", "gpudia.model", "gpudia.photometry", "gpudia.pipeline", "gpudia.report"),
-    "report": ("gpudia.images", "gpudia.model", "gpudia.backend"),
+    "report": ("gpudia.model", "gpudia.backend", "gpudia.pipeline"),
 }
 
 

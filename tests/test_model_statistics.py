@@ -77,7 +77,7 @@ def test_the_scale_is_unbiased_whatever_the_noise_comes_from(scene, noise):
     pulls = (stack.scale - 0.8) / stack.scale_error
     assert abs(stack.scale.mean() / 0.8 - 1) < 0.002
     assert abs(pulls.mean()) < 4 / np.sqrt(40)
-    # one variance for all pixels is not the truth here, so only then chi^2 = 1 holds by construction, not pixel by pixel
+    # with one variance for all pixels chi^2 = 1 holds by construction, not pixel by pixel
     assert stack.chi2.mean() == pytest.approx(1, abs=0.05 if noise == "none" else 0.01)
 
 
@@ -91,7 +91,7 @@ def test_noise_of_the_reference_is_in_the_variance(scene):
 
 
 def test_clipping_rejects_what_does_not_belong_and_grows(scene):
-    reference, model, variance = scene
+    reference, _, variance = scene
     image = draws(scene, 1)[0]
     image[40, 50] += 3000.0
     image[70, 80] -= 3000.0

@@ -2,6 +2,7 @@
 
 from gpudia.images.catalogs import FrameQuality, catalog_of, detect_stars, frame_quality
 from gpudia.images.cutouts import Region, cut, region_around, whole_frame
+from gpudia.images.defects import flag_defects, sharp_pixels
 from gpudia.images.frames import Frame, frame_from_nddata, make_frame
 from gpudia.images.headers import FrameLayout
 from gpudia.images.matching import match_stars
@@ -22,6 +23,7 @@ __all__ = [
     "cut",
     "detect_stars",
     "estimate_variance",
+    "flag_defects",
     "flux_noise",
     "frame_from_nddata",
     "frame_quality",
@@ -32,6 +34,7 @@ __all__ = [
     "read_frame",
     "region_around",
     "register",
+    "sharp_pixels",
     "sky_and_noise",
     "whole_frame",
     "write_atomically",

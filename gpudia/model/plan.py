@@ -58,6 +58,8 @@ class ReferencePlan:
         reference counts as free of noise.
     mask : array (H, W), optional
         True (or non-zero) = ignore. Grown by the kernel.
+    fit_mask : array (H, W), optional
+        True = not to be used in the fit, but subtracted like the rest: known variable stars.
     spatial_degree : int
         Degree of the kernel's variation over the frame, 0 (constant) and up.
     background_degree : int
@@ -120,7 +122,7 @@ class ReferencePlan:
     """
 
     def __init__(self, reference: Any, kernel_size: int, *, error: Any = None, mask: Any = None,
-                 spatial_degree: int = 0, background_degree: int = 1, support: str = "square",
+                 fit_mask: Any = None, spatial_degree: int = 0, background_degree: int = 1, support: str = "square",
                  pixels: str = "auto", gain: float | None = None, read_noise: float = 0.0, passes: int = 4,
                  clip: float = 5.0,                 solver: str = "auto", covariance: str = "exact", rtol: float = 1e-9,
                  max_iterations: int = 200) -> None:
@@ -140,6 +142,7 @@ class ReferencePlan:
         if pixels == "informative" and error is None:
             raise InputError("error must be given with pixels='informative', got None")
         self.pixels = pixels
+        self._fit_mask = planes_of(reference, None, fit_mask, "fit_mask")[2]
         self.reference = prepare_reference(reference, error, mask)
         self._build(spatial_degree, background_degree)
 
@@ -172,8 +175,10 @@ class ReferencePlan:
         self.fitter = Fitter(self.design, preconditioner, noise, holes, informative, self.settings)
 
     def _usable_rows(self, tiling: Tiling) -> Any:
-        """Valid pixels with nothing but good reference pixels under the kernel, bool (T, h, w)."""
+        """Valid pixels for the fit: nothing but good reference pixels under the kernel, bool (T, h, w)."""
         inside = tiling.split(self.backend.xp.ones(self.shape, dtype=bool))
+        if self._fit_mask is not None:
+            inside = inside & ~tiling.split(self._fit_mask != 0)
         return inside & ~self._reached_from(~self.reference.good, tiling)
 
     def _reached_from(self, pixels: Any, tiling: Tiling) -> Any:

@@ -18,12 +18,12 @@ __all__ = ["aperture_correction", "aperture_weights", "choose_aperture_radius", 
 
 
 def measure_apertures(difference: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any] | None, positions: Any,
-                      radius: float, noise: EpochNoise | None = None, *,
+                      radius: float, noise: EpochNoise | None = None, *, psf: Any | None = None,
                       max_masked_fraction: float = 0.0) -> ForcedFluxes:
     """Sum a difference image in one circular aperture at each position.
 
     The weights are the fractions of the pixels that lie in the circle (exact overlap), the error is that of
-    `linear_flux_variance`. Nothing is corrected for the light outside the aperture: divide by `aperture_correction`.
+    `linear_flux_variance`. Without `psf` nothing is corrected for: divide by `aperture_correction` for total fluxes.
 
     Parameters
     ----------
@@ -38,9 +38,12 @@ def measure_apertures(difference: NDArray[Any], variance: NDArray[Any], mask: ND
         Pixels.
     noise : EpochNoise, optional
         What the error is made of. Without it the pixels count as uncorrelated, with `variance`.
+    psf : (m, m) or (S, m, m), optional
+        PSF of the epoch (see `gpudia.photometry.epoch_psf`): the sums are divided by the share of the light that falls
+        on the unmasked pixels of the aperture, which makes them total fluxes.
     max_masked_fraction : float
-        Share of the aperture's area that may be masked; its flux is then left out, not made up for. By default a
-        flux with any masked pixel is NaN: a part of an aperture is no flux.
+        Share of the aperture (of the light in it, with `psf`) that may be masked. Without `psf` that light is left out,
+        not made up for. By default a flux with any masked pixel is NaN: a part of an aperture is no flux.
 
     Returns
     -------
@@ -66,12 +69,17 @@ def measure_apertures(difference: NDArray[Any], variance: NDArray[Any], mask: ND
         check_plane("noise.image_variance", noise.image_variance, difference.shape)
     radius = check_radius(radius, difference.shape)
     where = as_positions(positions)
+    psf = None if psf is None else check_psf(psf)
 
     def measure(stars: slice, noise: EpochNoise) -> ForcedFluxes:
         weights, stamps = aperture_weights(where[stars], radius)
-        under = footprint(difference, variance, mask, stamps, weights)
-        return measure_linear(difference, np.where(under.ignore, 0.0, weights), stamps, noise, under,
-                              max_masked_fraction)
+        light = weights if psf is None else weights * _psf_under(psf if psf.ndim == 2 else psf[stars], stamps)
+        under = footprint(difference, variance, mask, stamps, np.where(weights > 0, np.maximum(light, 1e-12), 0.0))
+        weights = np.where(under.ignore, 0.0, weights)
+        if psf is not None:
+            inside = np.where(under.ignore, 0.0, light).sum(axis=(1, 2))
+            weights = weights / np.where(inside > 0, inside, np.inf)[:, None, None]
+        return measure_linear(difference, weights, stamps, noise, under, max_masked_fraction)
 
     return measure_in_blocks(len(where), _side(radius), EpochNoise(variance) if noise is None else noise, measure)
 
@@ -151,11 +159,17 @@ def aperture_correction(psf: Any, radius: float, positions: Any | None = None) -
     one = stamp.ndim == 2 and positions is None
     where = as_positions(np.zeros((1 if one else len(stamp), 2)) if positions is None else positions)
     weights, stamps = aperture_weights(where, check_radius(radius, stamp.shape[-2:]))
-    pad = (weights.shape[-1] - stamp.shape[-1]) // 2
     if radius > stamp.shape[-1] / 2:
         raise InputError(f"radius must be at most half the PSF stamp's side ({stamp.shape[-1]} px), got {radius}")
-    shifted = shifted_psf(stamp, stamps.offsets)
-    shifted = np.pad(shifted, [(0, 0), (pad, pad), (pad, pad)]) if pad > 0 else shifted
-    cut = slice(max(-pad, 0), shifted.shape[-1] - max(-pad, 0))
-    fraction = np.einsum("sij,sij->s", weights, shifted[:, cut, cut])
+    fraction = (weights * _psf_under(stamp, stamps)).sum(axis=(1, 2))
     return float(fraction[0]) if one else fraction
+
+
+def _psf_under(psf: FloatArray, stamps: Stamps) -> FloatArray:
+    """PSF of each star on its aperture's stamp, (S, m, m); zero beyond the PSF's own stamp."""
+    shifted = shifted_psf(psf, stamps.offsets)
+    pad = (stamps.size - psf.shape[-1]) // 2
+    if pad > 0:
+        return np.pad(shifted, [(0, 0), (pad, pad), (pad, pad)])
+    cut = slice(-pad, shifted.shape[-1] + pad)
+    return shifted[:, cut, cut]

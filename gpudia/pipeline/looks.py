@@ -25,6 +25,7 @@ from gpudia.images import (
     catalog_of,
     check_series,
     detect_stars,
+    flag_defects,
     frame_quality,
     identity_registration,
     rank_references,
@@ -48,6 +49,8 @@ log = logging.getLogger("gpudia.pipeline")
 
 #: Frames of the first look stay in memory up to this size in all; beyond it they are read again.
 _KEEP_BYTES = 2 << 30
+#: FWHM of a reference over that of the sharpest frame, at most.
+_BLUNTEST = 1.15
 
 
 @dataclass
@@ -84,6 +87,7 @@ class FrameStore:
 
     def __init__(self, layout: FrameLayout) -> None:
         self.layout = layout
+        self._fwhm: dict[Path, float] = {}
         self._kept: dict[Path, Frame] = {}
         self._bytes = 0
 
@@ -92,11 +96,19 @@ class FrameStore:
         if path in self._kept:
             return self._kept[path]
         frame = read_frame(path, self.layout)
+        if path in self._fwhm:
+            return flag_defects(frame, self._fwhm[path])
         size = frame.data.nbytes + frame.variance.nbytes + frame.mask.nbytes
         if self._bytes + size <= _KEEP_BYTES:
             self._kept[path] = frame
             self._bytes += size
         return frame
+
+    def flag_defects(self, path: Path, fwhm: float) -> None:
+        """Have the pixels flagged that are sharper than stars of this FWHM, now and whenever the frame is read."""
+        self._fwhm[path] = fwhm
+        if path in self._kept:
+            self._kept[path] = flag_defects(self._kept[path], fwhm)
 
     def drop(self, path: Path) -> None:
         """Forget a frame that will not be needed again."""
@@ -116,6 +128,8 @@ def take_look(path: Path, name: str, store: FrameStore, config: RunConfig) -> Lo
         look.catalog = catalog_of(frame)
         look.quality = frame_quality(frame, look.stars)
         look.usable_share = _usable_share(frame, config)
+        if config.find_defects:
+            store.flag_defects(path, look.quality.fwhm)
     except FrameError as error:
         look.fail(error)
     look.seconds = time.perf_counter() - start
@@ -162,8 +176,9 @@ def _usable_share(frame: Frame, config: RunConfig) -> float:
 def choose_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore) -> Look:
     """Return the look of the reference: the file that the settings name, or the frame with the least noise.
 
-    Frames are ranked by the expected noise of a PSF flux, sky noise times FWHM over transparency, with the transparency
-    from stars matched with the sharpest frame; a frame that has only a share s of the region counts as 1/s^2 noisier.
+    Of the sharp frames (FWHM at most 15 % above the best: a kernel can blur a reference, but not sharpen it) those are
+    ranked by the expected noise of a PSF flux, sky noise times FWHM over transparency, with the transparency from stars
+    matched with the best of them; a frame that has only a share s of the region counts as 1/s^2 noisier.
 
     Raises
     ------
@@ -177,6 +192,7 @@ def choose_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore
     usable = [look for look in looks if not look.reason and look.quality is not None]
     if not usable:
         raise FrameError("no frame is usable: " + "; ".join(f"{look.path.name}: {look.reason}" for look in looks[:5]))
+    usable = _sharp_enough(usable)
     if all(look.usable_share == 0 for look in usable):
         raise FrameError("target must lie on a frame with a celestial WCS, got none such; run without --ra and --dec "
                          "for whole frames, or check the coordinates and the WCS")
@@ -185,6 +201,14 @@ def choose_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore
     ratios = [_flux_ratio(best, look, config) for look in usable]
     worth = [ratio * look.usable_share**2 for ratio, look in zip(ratios, usable, strict=True)]
     return usable[int(rank_references(qualities, worth)[0])]
+
+
+def _sharp_enough(looks: Sequence[Look]) -> list[Look]:
+    whole = [look for look in looks if look.usable_share > 0.5 * max(other.usable_share for other in looks)]
+    widths = [look.quality.fwhm for look in whole if look.quality is not None and math.isfinite(look.quality.fwhm)]
+    if not widths:
+        return list(looks)
+    return [look for look in whole if look.quality is not None and look.quality.fwhm <= _BLUNTEST * min(widths)]
 
 
 def _named_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore) -> Look:

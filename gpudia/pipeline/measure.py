@@ -18,7 +18,6 @@ from gpudia.photometry import (
     CombinedFluxes,
     EpochNoise,
     Psf,
-    aperture_correction,
     choose_aperture_radius,
     combine,
     empirical_psf,
@@ -36,6 +35,8 @@ Float = NDArray[np.float64]
 #: The measure that fills the columns without a suffix. Aperture sums scatter as their errors say (see README); PSF
 #: fluxes, which stand beside them, are up to a fifth less noisy but feel every error of the PSF model at bright stars.
 RECOMMENDED = "ap"
+#: Share of a star's light in the aperture that masked pixels may hide; the PSF makes up for it.
+_MASKED = 0.2
 
 
 @dataclass(frozen=True)
@@ -82,20 +83,14 @@ def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radiu
     image = cutout.data - sky
     psf = empirical_psf(image, cutout.variance, cutout.mask, positions, own if math.isfinite(own) else 4.0)
     log.info("aperture radius %.2f px; PSF of the reference: %s of %d stars", radius, psf.method, psf.n_stars)
-    inside = measure_apertures(image, cutout.variance, cutout.mask, positions, radius)
-    fraction = aperture_correction(_roomy(psf.stamp, radius), radius, positions)
+    inside = measure_apertures(image, cutout.variance, cutout.mask, positions, radius, psf=psf.stamp,
+                               max_masked_fraction=_MASKED)
     fitted = psf_photometry(image, cutout.variance, cutout.mask, positions, psf.stamp)
     return Measures(
-        positions, radius, psf, {"ap": inside.flux / fraction, "psf": fitted.flux},
-        {"ap": inside.error / fraction, "psf": fitted.error}, {"ap": inside.flags, "psf": fitted.flags},
+        positions, radius, psf, {"ap": inside.flux, "psf": fitted.flux},
+        {"ap": inside.error, "psf": fitted.error}, {"ap": inside.flags, "psf": fitted.flags},
         np.where(cutout.mask != 0, np.nan, cutout.data).astype(float), cutout.variance.astype(float), cutout.shape,
         background_degree)
-
-
-def _roomy(psf: Float, radius: float) -> Float:
-    """PSF with zeros around it where the aperture is wider than its stamp."""
-    missing = max(0, math.ceil(radius + 1) - psf.shape[-1] // 2)
-    return np.pad(psf, [(0, 0)] * (psf.ndim - 2) + [(missing, missing)] * 2)
 
 
 def measure_epoch(measures: Measures, stack: DifferenceStack, i: int, bits: NDArray[np.uint8],
@@ -134,11 +129,11 @@ def measure_epoch(measures: Measures, stack: DifferenceStack, i: int, bits: NDAr
         partial(_terms, measures.background_degree, measures.shape))
     difference, variance, flags = stack.difference[i], stack.variance[i], bits | stack.flags[i]
     psf = epoch_psf(measures.psf.stamp, kernels[0] if one else kernels)
-    inside = measure_apertures(difference, variance, flags, positions, measures.radius, noise)
-    fraction = aperture_correction(_roomy(psf, measures.radius), measures.radius, positions)
+    inside = measure_apertures(difference, variance, flags, positions, measures.radius, noise, psf=psf,
+                               max_masked_fraction=_MASKED)
     fitted = psf_photometry(difference, variance, flags, positions, psf, noise)
     error = float(stack.scale_error[i])
-    fluxes = {"ap": combine(inside.flux, inside.error, measures.flux["ap"], scale, error, fraction),
+    fluxes = {"ap": combine(inside.flux, inside.error, measures.flux["ap"], scale, error),
               "psf": combine(fitted.flux, fitted.error, measures.flux["psf"], scale, error)}
     found = {"ap": inside.flags | measures.flags["ap"], "psf": fitted.flags | measures.flags["psf"]}
     return EpochFluxes(fluxes, found, scale, error)

@@ -73,6 +73,8 @@ def automatic_kernel_size(fwhm: Sequence[float], reference_fwhm: float, side: in
 #: Bright stars in the region for every polynomial term of the kernel.
 _STARS_PER_TERM = 30
 _BRIGHT = 50.0
+#: Radius around the target that is kept out of the kernel fit, in units of the FWHM.
+_TARGET = 2.0
 
 
 def automatic_degree(look: Look, region: Region) -> int:
@@ -118,10 +120,18 @@ def make_reference(look: Look, frame: Frame, looks: Sequence[Look], config: RunC
     target, note = _target(config, look, region, stars, fwhm)
     plan = ReferencePlan(
         to_device(cutout.data, backend), size, error=to_device(np.sqrt(cutout.variance), backend),
-        mask=to_device(cutout.mask != 0, backend), spatial_degree=config.spatial_degree,
+        mask=to_device(cutout.mask != 0, backend),
+        fit_mask=None if target is None else to_device(_disc(target, region.shape, _TARGET * fwhm), backend),
+        spatial_degree=config.spatial_degree,
         background_degree=config.background_degree, support=config.kernel_support, passes=config.passes,
         clip=config.clip, solver=config.solver, covariance="exact" if config.solver == "direct" else "shared")
     return RunReference(look, cutout, region, stars, target, note, size, plan)
+
+
+def _disc(centre: tuple[float, float], shape: tuple[int, int], radius: float) -> np.ndarray:
+    """Pixels within `radius` of (x, y); the target varies, and a bright one would pull the kernel's scale with it."""
+    y, x = np.ogrid[:shape[0], :shape[1]]
+    return (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= (radius if math.isfinite(radius) else 6.0) ** 2
 
 
 def _stars_in(look: Look, region: Region) -> Table:

@@ -1,0 +1,360 @@
+"""The job end to end, through the command line as a user types it: what it writes, what bad input does to it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from astropy.timeseries import TimeSeries
+
+import gpudia
+from gpudia.cli import main
+from gpudia.flags import FRAME_FLAGS
+from gpudia.pipeline.reference import automatic_kernel_size
+from gpudia.simulate import SimulationSettings, simulate_field, write_series
+
+CONTRACT = Path(__file__).resolve().parents[2] / "shared" / "contract" / "check_output.py"
+SETTINGS = SimulationSettings(shape=(180, 190), n_epochs=5, seed=4, rotation=0.02, fwhm_range=(2.8, 4.0),
+                              n_variables=0)
+
+
+@pytest.fixture(scope="module")
+def series():
+    return simulate_field(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def frames(series, tmp_path_factory):
+    """Folder of LCO frames."""
+    folder = tmp_path_factory.mktemp("frames")
+    write_series(series, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def target(series):
+    """Options: the target and a kernel that does not depend on which frames are usable."""
+    return ["--ra", str(series.truth["ra"][0]), "--dec", str(series.truth["dec"][0]), "--size", "150", "--kernel-size",
+            "15"]
+
+
+def reference_of(series, output):
+    """The simulated frame that a run chose as its reference."""
+    name = Table.read(output / "target.ecsv").meta["reference"]
+    return next(f for f in series.frames if f.name == name)
+
+
+@pytest.fixture(scope="module")
+def done(frames, target, tmp_path_factory):
+    """Output folder of a run on good frames."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    assert main(["run", str(frames), *target, "--output", str(output), "--quiet"]) == 0
+    return output
+
+
+def held(output):
+    if CONTRACT.exists():
+        command = [sys.executable, str(CONTRACT), str(output)]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_output_folder_holds_the_contract(done):
+    held(done)
+    epochs = Table.read(done / "epochs.ecsv")
+    assert len(epochs) == 5
+    assert set(epochs["status"]) == {"ok"}
+    assert (epochs["flags"] & FRAME_FLAGS.is_reference > 0).sum() == 1
+    target = TimeSeries.read(done / "target.ecsv", format="ascii.ecsv", time_column="time")
+    assert len(target) == 5
+    assert {"flux_diff_ap", "flux_diff_psf"} <= set(target.colnames)
+    with fits.open(done / "reference.fits") as hdus:
+        assert {"IMAGE", "ERR", "MASK", "CATALOG", "PSF"} <= {h.name for h in hdus}
+    for path in (done / "difference").glob("*.fits"):
+        with fits.open(path, checksum=True) as hdus:
+            assert hdus[0].header["GPUDIA"] == gpudia.__version__
+            assert hdus[0].header["REFERENC"] in {str(n) for n in epochs["name"]}
+
+
+def test_registration_and_scale_are_the_truth(done, series):
+    epochs = Table.read(done / "epochs.ecsv")
+    reference = reference_of(series, done)
+    for row, frame in zip(epochs, series.frames, strict=True):
+        centre = np.array(reference.data.shape[::-1]) / 2 - 0.5
+        on_first = np.linalg.solve(reference.transform[:, :2], centre - reference.transform[:, 2])
+        shift = frame.transform[:, :2] @ on_first + frame.transform[:, 2] - centre
+        assert row["shift_x"] == pytest.approx(shift[0], abs=0.15)
+        assert row["shift_y"] == pytest.approx(shift[1], abs=0.15)
+        truth = frame.transparency / reference.transparency
+        # a kernel of 15 px leaves up to 2 % of the light of the widest PSF outside
+        assert row["scale"] == pytest.approx(truth, abs=4 * row["scale_err"] + 0.02 * truth)
+        assert row["chi2"] < 1.3
+
+
+def test_the_target_light_curve_follows_the_event(done, series):
+    """Pulls of the injected variable against the truth; all share the reference's noise."""
+    target = Table.read(done / "target.ecsv")
+    reference = reference_of(series, done)
+    truth = np.array(series.truth["flux"][0])
+    pulls = []
+    for row in target:
+        frame = next(f for f in series.frames if f.name == row["image"])
+        if frame is not reference:
+            expected = (truth[frame.index] - truth[reference.index]) * reference.transparency
+            pulls.append((row["flux_diff"] - expected) / row["flux_diff_err"])
+    assert len(pulls) == 4
+    assert np.abs(pulls).max() < 4.5
+
+
+def test_light_curves_read_back(done):
+    curves = gpudia.read_lightcurves(done)
+    star = int(curves.sources["source_id"][np.argmax(curves.sources["n_good"])])
+    assert len(curves.timeseries(star)) == 5
+    assert len(curves.to_table()) == 5 * len(curves.sources)
+
+
+def test_lightcurve_command_prints_a_star(done, capsys):
+    star = gpudia.read_lightcurves(done).sources["source_id"][0]
+    assert main(["lightcurve", str(done), "--source", str(star), "--format", "csv", "--quiet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("mjd,image,flux_diff")
+    assert len(lines) == 6
+
+
+@pytest.mark.parametrize("layout", ["plain", "fz", "ids"])
+def test_other_layouts_give_the_same_field(series, target, layout, tmp_path):
+    folder = tmp_path / "frames"
+    options = {"plain": {"layout": "plain"}, "fz": {"compress": True}, "ids": {"catalog_ids": True}}[layout]
+    folder.mkdir()
+    paths = write_series(series, folder, **options)
+    output = tmp_path / "out"
+    assert main(["run", *map(str, paths[:3]), *target, "--output", str(output), "--quiet"]) == 0
+    held(output)
+    epochs = Table.read(output / "epochs.ecsv")
+    assert (epochs["chi2"] < 1.3).all()
+    if layout == "ids":
+        assert set(epochs["route"]) == {"id", "none"}
+
+
+def test_whole_frames_without_a_target(frames, tmp_path):
+    output = tmp_path / "out"
+    assert main(["run", str(frames), "--output", str(output), "--no-products", "--quiet"]) == 0
+    assert not (output / "target.ecsv").exists()
+    assert not list((output / "difference").iterdir())
+    with fits.open(output / "reference.fits") as hdus:
+        assert hdus["IMAGE"].shape == SETTINGS.shape
+
+
+def spoil(path, how):
+    """Make one bad frame out of a good one."""
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:20000])
+    elif how == "not FITS":
+        path.write_text("hello")
+    elif how == "no image":
+        fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU(Table({"a": [1]}))]).writeto(path, overwrite=True)
+    else:
+        with fits.open(path, mode="update") as hdus:
+            data = hdus["SCI"].data
+            noise = np.random.default_rng(0).normal(1000, 10, data.shape)
+            hdus["SCI"].data = {"all NaN": np.full_like(data, np.nan), "constant": np.full_like(data, 7),
+                                "no stars": noise.astype("f4"), "other shape": data[:100]}[how]
+
+
+BAD = {"missing": "must exist", "truncated": "", "not FITS": "", "no image": "image",
+       "all NaN": "finite|good", "constant": "constant|equal|same", "no stars": "stars|match|ids",
+       "other shape": "shape"}
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_a_bad_frame_is_a_row_with_a_reason_and_harms_no_other(frames, target, done, how, tmp_path):
+    import re
+
+    folder = tmp_path / "frames"
+    shutil.copytree(frames, folder)
+    names = sorted(p.name for p in folder.glob("*.fits"))
+    reference = Table.read(done / "target.ecsv").meta["reference"]
+    bad = next(n for n in names if reference not in n)
+    spoil(folder / bad, how)
+    output = tmp_path / "out"
+    paths = [str(folder / n) for n in names]
+    options = ["--no-align"] if how == "other shape" else []
+    assert main(["run", *paths, *target, "--output", str(output), "--quiet", "--reference",
+                 str(folder / f"{reference}.fits"), *options]) == 3
+    held(output)
+    epochs = Table.read(output / "epochs.ecsv")
+    row = epochs[[bad in f for f in epochs["file"]]][0]
+    assert row["status"] == "failed"
+    assert re.search(BAD[how], row["reason"])
+    assert (epochs["status"] == "ok").sum() == 4
+    if how != "other shape":
+        before = Table.read(done / "epochs.ecsv")
+        for name in ("scale", "chi2"):
+            same = {r["name"]: r[name] for r in before}
+            for r in epochs[epochs["status"] == "ok"]:
+                assert r[name] == pytest.approx(same[r["name"]], rel=0.02)
+
+
+@pytest.mark.parametrize(("options", "code", "text"), [
+    (["--kernel-size", "16"], 2, "kernel_size must be 'auto' or an odd integer of at least 3, got 16"),
+    (["--kernel-size", "81"], 2, r"size must be at least twice kernel_size \(81\)"),
+    (["--reference", "nowhere.fits"], 2, "reference must be a usable frame, got nowhere.fits"),
+    (["--ra", "10", "--dec", "10"], 1, "target must lie on a frame with a celestial WCS"),
+    (["--ra", "10"], 2, "dec|ra"),
+    (["--size", "4"], 2, "size must be an integer of at least 16, got 4"),
+    (["--gain", "0"], 2, r"gain must be a number of e-/ADU, above 0, got 0"),
+    (["--backend", "cuda"], 2, "backend must be one of auto, numpy, cupy, got 'cuda'")])
+def test_wrong_settings_are_refused_by_name(frames, target, options, code, text, tmp_path, capsys):
+    import re
+
+    chosen = [] if "--ra" in options else target
+    assert main(["run", str(frames), *chosen, "--output", str(tmp_path / "out"), *options]) == code
+    assert re.search(text, capsys.readouterr().err)
+
+
+def test_an_output_folder_with_results_is_not_touched(frames, target, done, capsys):
+    before = (done / "epochs.ecsv").read_bytes()
+    assert main(["run", str(frames), *target, "--output", str(done)]) == 2
+    assert "output must be a new folder" in capsys.readouterr().err
+    assert (done / "epochs.ecsv").read_bytes() == before
+
+
+def test_overwrite_replaces_the_results_and_nothing_else(frames, target, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    for options in ([], ["--overwrite"]):
+        assert main(["run", str(frames), *target, "--output", str(output), "--quiet", "--no-products", *options]) == 0
+    assert (output / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_refused(frames, target, tmp_path, capsys):
+    (tmp_path / "ro").mkdir(mode=0o500)
+    assert main(["run", str(frames), *target, "--output", str(tmp_path / "ro" / "out")]) == 2
+    assert "output must be a folder that can be written to" in capsys.readouterr().err
+
+
+def test_nothing_found_is_wrong_usage(tmp_path, capsys):
+    assert main(["run", str(tmp_path / "*.fits"), "--output", str(tmp_path / "out")]) == 2
+    assert "frames must match at least one file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_subtract_command(frames, tmp_path, capsys):
+    names = sorted(frames.glob("*.fits"))
+    output = tmp_path / "diff.fits"
+    arguments = ["subtract", str(names[1]), str(names[2]), "--output", str(output)]
+    assert main([*arguments, "--quiet"]) == 0
+    assert "chi^2 per pixel" in capsys.readouterr().out
+    with fits.open(output) as hdus:
+        assert {"DIFF", "MODEL", "ERR", "MASK", "KERNEL", "BKG"} <= {h.name for h in hdus}
+        good = hdus["MASK"].data == 0
+        pulls = (hdus["DIFF"].data / hdus["ERR"].data)[good]
+    assert np.median(np.abs(pulls)) / 0.6745 == pytest.approx(1, abs=0.1)
+    assert main(arguments) == 2
+    assert "output must be a new file" in capsys.readouterr().err
+
+
+def test_subtract_takes_a_mask_and_an_error_and_checks_their_shape(frames, tmp_path, capsys):
+    names = sorted(frames.glob("*.fits"))
+    mask = np.zeros(SETTINGS.shape, np.uint8)
+    mask[50:60, 70:80] = 1
+    fits.PrimaryHDU(mask).writeto(tmp_path / "mask.fits")
+    fits.PrimaryHDU(np.full(SETTINGS.shape, 50.0)).writeto(tmp_path / "error.fits")
+    fits.PrimaryHDU(mask[:9]).writeto(tmp_path / "small.fits")
+    base = ["subtract", str(names[1]), str(names[1]), "--no-align", "--quiet", "--output"]
+    assert main([*base, str(tmp_path / "d.fits"), "--mask", str(tmp_path / "mask.fits"), "--error",
+                 str(tmp_path / "error.fits"), "--kernel-size", "7"]) == 0
+    with fits.open(tmp_path / "d.fits") as hdus:
+        assert (hdus["MASK"].data[50:60, 70:80] & 1 == 1).all()
+    assert main([*base, str(tmp_path / "e.fits"), "--mask", str(tmp_path / "small.fits")]) == 1
+    assert "mask must be an image of shape (180, 190), got (9, 190)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_demo_command(tmp_path, capsys):
+    assert main(["demo", "--output", str(tmp_path / "demo"), "--quiet"]) == 0
+    held(tmp_path / "demo" / "run")
+    assert str(tmp_path / "demo" / "run" / "report.html") in capsys.readouterr().out
+    assert main(["demo", "--output", str(tmp_path / "demo")]) == 2
+
+
+def test_turned_and_mirrored_frames_are_registered_exactly(series, target, tmp_path):
+    """A flipped pier: no interpolation, the same scale."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    paths = write_series(series, folder, layout="plain")
+    reference = paths[series.reference_index]
+    turned = next(p for p in paths if p != reference)
+    with fits.open(turned, mode="update") as hdus:
+        hdus[0].data = np.ascontiguousarray(np.rot90(hdus[0].data, 2))
+        for key in [k for k in hdus[0].header if k[:2] in ("CT", "CR", "CD", "PC", "CU")]:
+            del hdus[0].header[key]
+    output = tmp_path / "out"
+    assert main(["run", str(reference), str(turned), *target, "--reference", str(reference), "--resample", "never",
+                 "--output", str(output), "--quiet"]) == 0
+    row = Table.read(output / "epochs.ecsv")
+    row = row[row["flags"] & FRAME_FLAGS.is_reference == 0][0]
+    frame = next(f for f in series.frames if f.name == row["name"])
+    assert row["route"] in ("offset", "pattern")
+    assert row["scale"] == pytest.approx(frame.scale, abs=4 * row["scale_err"] + 0.03)
+
+
+def test_automatic_kernel_size_follows_the_seeing():
+    assert automatic_kernel_size([3.0, 3.0], 3.0, 250) == 9
+    assert automatic_kernel_size([3.0, 6.0], 3.0, 250) == 2 * (int(np.ceil(1.25 * np.sqrt(27))) + 4) + 1
+    assert automatic_kernel_size([30.0], 3.0, 500) == 31
+    assert automatic_kernel_size([np.nan], 3.0, 250) == 17
+    assert automatic_kernel_size([30.0], 3.0, 60) == 15
+
+
+@pytest.mark.realdata
+def test_rise_series(real_data, tmp_path):
+    """Real frames with a dither of 100 px: six of six, scales near one, scatter as the errors say."""
+    output = tmp_path / "out"
+    assert main(["run", str(real_data / "rise"), "--ra", "253.4659", "--dec", "62.9002", "--size", "500", "--output",
+                 str(output), "--quiet", "--no-products"]) == 0
+    epochs = Table.read(output / "epochs.ecsv")
+    assert (epochs["status"] == "ok").sum() == 6
+    # 30 stars, single frame as reference: errors of 1 %; the night was clear
+    assert np.abs(epochs["scale"] - 1).max() < 0.08
+    assert np.ptp(epochs["shift_x"]) > 90
+    curves = gpudia.read_lightcurves(output)
+    independent = np.asarray(curves.epochs["flags"]) & FRAME_FLAGS.is_reference == 0
+    flux, error = (np.asarray(curves.planes[n], float)[independent] for n in ("FLUX", "FLUX_ERR"))
+    bright = np.isfinite(flux).all(axis=0) & (np.asarray(curves.sources["flux_ref"]) > 5000)
+    assert bright.sum() >= 4
+    ratio = flux[:, bright].std(axis=0, ddof=1) / np.sqrt((error[:, bright] ** 2).mean(axis=0))
+    assert 0.5 < np.median(ratio) < 2
+
+
+@pytest.mark.realdata
+def test_decam_differences_are_no_noisier_than_an_unweighted_fit(real_data, tmp_path):
+    """Robust sigma of b - a: 45.8 ADU with a plain unweighted delta kernel (17 px)."""
+    a, b = (real_data / "decam" / f"DEC-OBS18{x}.mini.fits" for x in "ab")
+    output = tmp_path / "d.fits"
+    assert main(["subtract", str(a), str(b), "--no-align", "--kernel-size", "17", "--output", str(output),
+                 "--quiet"]) == 0
+    with fits.open(output) as hdus:
+        difference = hdus["DIFF"].data
+    difference = difference[np.isfinite(difference)]
+    assert 1.4826 * np.median(np.abs(difference - np.median(difference))) <= 45.8
+
+
+@pytest.mark.realdata
+def test_eso085_integers_without_wcs_and_with_saturation(real_data, tmp_path):
+    output = tmp_path / "out"
+    assert main(["run", str(real_data / "eso085"), "--output", str(output), "--quiet"]) == 0
+    epochs = Table.read(output / "epochs.ecsv")
+    assert (epochs["flags"] & FRAME_FLAGS.saturation_guessed > 0).all()
+    for row in epochs:
+        with fits.open(output / "difference" / f"{row['name']}.fits") as hdus:
+            assert ((hdus["MASK"].data & 2) > 0).sum() > 10
