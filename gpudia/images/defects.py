@@ -26,13 +26,13 @@ def sharp_pixels(frame: Frame, fwhm: float) -> NDArray[np.bool_]:
 
     Each pixel is compared with the third highest (lowest) of its eight neighbours, which neither a single bad pixel nor
     the line of a track or of a column touches, and which on the flank of a star is brighter than the pixel. In the
-    centre of a Gaussian star of standard deviation s the excess over that neighbour is the share r = 1 - exp(-1/2s^2) of
-    the light above the sky; a pixel with an excess above 5 sigma and above 2.5 r (at most 0.9) of its light is no star.
-    Pixels below their neighbours by 5 sigma and half the light are found as well.
+    centre of a Gaussian star of standard deviation s the excess over that neighbour is the share r = 1 - exp(-1/2s^2)
+    of the light above the sky; a pixel with an excess above 5 sigma and above 2.5 r (at most 0.9) of its light is no
+    star. Pixels below their neighbours by 5 sigma and half the light are found as well.
 
     On simulated crowded frames (300 px, FWHM 3.6 to 5.6 px) that finds 90 to 95 % of the pixels off by more than 10
-    sigma, and at most 4 of 90,000 good ones. L.A.Cosmic (astroscrappy 1.3) found 20 to 25 % of them, since it is not made
-    for columns and dead pixels, in four times the time.
+    sigma, and at most 4 of 90,000 good ones. L.A.Cosmic (astroscrappy 1.3) found 20 to 25 % of them, since it is not
+    made for columns and dead pixels, in four times the time.
 
     Parameters
     ----------
