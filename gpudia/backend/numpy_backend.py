@@ -45,9 +45,9 @@ def _inverse_spd(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         factor, failed = lapack.dpotrf(matrix, lower=1)
         if failed:
             continue
-        lower, failed = lapack.dpotri(factor, lower=1)
-        lower = np.tril(lower)
-        inverse[i] = lower + np.tril(lower, -1).T
+        lower, failed = lapack.dpotri(factor, lower=1, overwrite_c=1)
+        inverse[i] = np.tril(lower, -1).T
+        inverse[i] += np.tril(lower)
         ok[i] = not failed
     return inverse, ok
 

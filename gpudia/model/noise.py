@@ -78,7 +78,8 @@ class ImageNoise:
 
     def first(self) -> Any:
         """Variance for the first pass, (B, T, h, w)."""
-        return self.xp.ones_like(self._data) if self._first is None else self.of_model(self._first)
+        smoothed, self._first = self._first, None  # wanted once
+        return self.xp.ones_like(self._data) if smoothed is None else self.of_model(smoothed)
 
     def of_model(self, model: Any) -> Any:
         """Variance of the image's own noise given the noise-free model, both (B, T, h, w), ADU^2."""

@@ -15,14 +15,14 @@ __all__ = ["normal_equations", "solve_equations"]
 _EPS = float(np.finfo(float).eps)
 
 #: Pixels in one block of columns: the block and its weighted copy stay in the cache of a CPU core.
-_BLOCK_PIXELS = 2048
+_BLOCK_PIXELS = 512
 
 
 def _row_blocks(design: Design) -> Iterator[tuple[int, int, int]]:
     h, w = design.tiling.tile
     # A GPU wants blocks large enough to fill it; what fits is what `at_once` says of one row of pixels.
     rows = max(1, _BLOCK_PIXELS // w, design.backend.at_once(32 * w * design.n_parameters))
-    rows = min(rows, h, max(1, 16 * _BLOCK_PIXELS // w))
+    rows = min(rows, h, max(1, 64 * _BLOCK_PIXELS // w))
     for tile in range(design.tiling.count):
         for start in range(0, h, rows):
             yield tile, start, min(start + rows, h)
@@ -70,7 +70,12 @@ def normal_equations(design: Design, weights: Any, data: Any) -> tuple[Any, Any]
         _fill_block(design, parts[tile], tile, slice(start, stop), block)
         for i in range(batch):
             block[n] = data[i, tile, start:stop].reshape(-1)
-            weighted = block * root[i, tile, start:stop].reshape(-1)
+            weight = root[i, tile, start:stop].reshape(-1)
+            if i + 1 < batch:
+                weighted = block * weight
+            else:  # the block is not needed again
+                weighted = block
+                weighted *= weight
             total[i] += weighted @ weighted.T
     return total[:, :n, :n], total[:, :n, n]
 
@@ -98,15 +103,18 @@ def solve_equations(design: Design, matrix: Any, vector: Any) -> tuple[Any, Any,
     xp = design.xp
     diagonal = xp.diagonal(matrix, axis1=-2, axis2=-1)
     scale = 1.0 / xp.sqrt(xp.where(diagonal > 0, diagonal, 1.0))
-    scaled = matrix * scale[:, :, None] * scale[:, None, :]
+    scaled = matrix * scale[:, :, None]
+    scaled *= scale[:, None, :]
     inverse, ok = design.backend.inverse_spd(scaled)
     # A Cholesky factor of a singular matrix can exist by rounding: its inverse then has huge entries.
     limit = 1.0 / (matrix.shape[-1] * _EPS)
-    ok = ok & (xp.abs(inverse).max(axis=(-2, -1)) < limit)
+    ok = ok & (inverse.max(axis=(-2, -1)) < limit) & (inverse.min(axis=(-2, -1)) > -limit)
     for i in range(len(matrix)):
         if not scalar(ok[i]):
             inverse[i] = _pseudo_inverse(design, scaled[i])
-    covariance = inverse * scale[:, :, None] * scale[:, None, :]
+    covariance = inverse
+    covariance *= scale[:, :, None]
+    covariance *= scale[:, None, :]
     solution = _apply(covariance, vector)
     solution = solution + _apply(covariance, vector - _apply(matrix, solution))
     return solution, covariance, ok
