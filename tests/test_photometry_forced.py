@@ -13,6 +13,7 @@ from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.photometry import (
     EpochNoise,
     Stamps,
+    aperture_correction,
     aperture_weights,
     epoch_psf,
     linear_flux_variance,
@@ -310,3 +311,114 @@ def test_covariance_of_another_size_is_refused():
     noise = EpochNoise(np.ones(SHAPE), np.ones((3, 3)), None, np.ones(SHAPE), np.eye(8))
     with pytest.raises(InputError, match="covariance must have 9 coefficients"):
         measure_apertures(np.ones(SHAPE), np.ones(SHAPE), None, POSITIONS, 3.0, noise)
+
+
+# Total fluxes: measure_apertures(psf=...).
+
+WIDE = (60, 90)
+RADIUS = 5.3
+TWO = np.array([(22.3, 30.4), (62.0, 27.75)])
+
+
+def gaussian(shape, position, sigma=2.5):
+    """A sampled Gaussian of sum 1: so well sampled that the library's Fourier shift is exact to 1e-13."""
+    y, x = np.indices(shape)
+    r2 = (x - position[0]) ** 2 + (y - position[1]) ** 2
+    return np.exp(-r2 / (2 * sigma**2)) / (2 * np.pi * sigma**2)
+
+
+GAUSSIAN = gaussian((41, 41), (20, 20))
+
+
+def total_weights(position, mask, sigma=2.5, radius=RADIUS):
+    """Weights on the frame by definition: a / sum(a psf), both over the pixels that are not masked."""
+    a = CircularAperture(position, radius).to_mask(method="exact").to_image(mask.shape) * ~mask
+    return a / (a * gaussian(mask.shape, position, sigma)).sum()
+
+
+def masked_stars():
+    """Two stars without noise, on each the core and a pixel that the circle cuts masked and spoilt."""
+    fluxes = np.array([1000.0, -400.0])
+    frame = sum(f * gaussian(WIDE, p) for f, p in zip(fluxes, TWO, strict=True))
+    mask = np.zeros(WIDE, bool)
+    mask[[30, 28], [22, 62]] = mask[[33, 30], [26, 58]] = True
+    return np.where(mask, 1e9, frame), mask, fluxes
+
+
+def test_with_a_psf_sums_become_total_fluxes():
+    psf, frame = moffat_psf(3.5, 25), np.random.default_rng(5).normal(size=SHAPE)
+    noise = EpochNoise(np.ones(SHAPE), np.ones((3, 3)) / 9, np.ones(SHAPE))
+    plain = measure_apertures(frame, np.ones(SHAPE), None, POSITIONS, 4.7, noise)
+    total = measure_apertures(frame, np.ones(SHAPE), None, POSITIONS, 4.7, noise, psf=psf)
+    fraction = aperture_correction(psf, 4.7, POSITIONS)
+    assert_allclose(total.flux, plain.flux / fraction, rtol=1e-12)
+    assert_allclose(total.error, plain.error / fraction, rtol=1e-12)
+
+
+def test_masked_pixels_are_made_up_for_by_the_psf():
+    frame, mask, fluxes = masked_stars()
+    result = measure_apertures(frame, np.ones(WIDE), mask, TWO, RADIUS, psf=GAUSSIAN, max_masked_fraction=0.2)
+    assert_allclose(result.flux, fluxes, rtol=1e-10)
+    assert result.n_masked.tolist() == [2, 2]
+    assert (result.flags == SOURCE_FLAGS.masked_pixels).all()
+
+
+def test_error_grows_with_the_light_that_is_masked():
+    frame, mask, _ = masked_stars()
+    image_variance, reference_variance = np.random.default_rng(8).uniform(20, 60, (2, *WIDE))
+    kernel = field()[3]
+    noise = EpochNoise(image_variance, kernel, reference_variance)
+    whole, cut = (measure_apertures(frame, image_variance, m, TWO, RADIUS, noise, psf=GAUSSIAN,
+                                    max_masked_fraction=0.2).error for m in (None, mask))
+    for i, position in enumerate(TWO):
+        w = total_weights(position, mask)
+        response = convolve2d(w, kernel[::-1, ::-1], mode="same")
+        variance = (w**2 * image_variance).sum() + (response**2 * reference_variance).sum()
+        assert_allclose(cut[i], np.sqrt(variance), rtol=1e-10)
+    assert (cut > whole).all()
+
+
+@pytest.mark.parametrize("pixel", [(27, 62), (23, 60)])
+def test_limit_counts_the_light_that_is_masked_not_the_area(pixel):
+    """A pixel of the core holds more of the light than of the area, one at the rim less."""
+    mask = np.zeros(WIDE, bool)
+    mask[pixel] = True
+    a = CircularAperture(TWO[1], RADIUS).to_mask(method="exact").to_image(WIDE)
+    area, light = ((plane * mask).sum() / plane.sum() for plane in (a, a * gaussian(WIDE, TWO[1])))
+    assert (light > area) == (pixel == (27, 62))
+
+    def measured(limit, psf):
+        result = measure_apertures(np.ones(WIDE), np.ones(WIDE), mask, TWO[1], RADIUS, psf=psf,
+                                   max_masked_fraction=limit)
+        return bool(np.isfinite(result.flux[0]))
+
+    for share, psf in ((light, GAUSSIAN), (area, None)):
+        assert [measured(share * (1 + d), psf) for d in (-1e-9, 1e-9)] == [False, True]
+
+
+def test_one_psf_for_each_star_gives_total_fluxes(monkeypatch):
+    sigmas = (2.3, 2.5, 2.7)
+    psfs = np.stack([gaussian((41, 41), (20, 20), s) for s in sigmas])
+    mask = np.zeros(SHAPE, bool)
+    mask[16, 17] = True
+    frame = np.random.default_rng(2).normal(size=SHAPE)
+    monkeypatch.setattr("gpudia.photometry.linear._BLOCK", 1)  # every star in a block of its own
+    result = measure_apertures(frame, np.ones(SHAPE), mask, POSITIONS, RADIUS, psf=psfs, max_masked_fraction=0.2)
+    expected = [(total_weights(p, mask, s) * frame).sum() for p, s in zip(POSITIONS, sigmas, strict=True)]
+    assert_allclose(result.flux, expected, rtol=1e-10)
+    monkeypatch.undo()
+    together = measure_apertures(frame, np.ones(SHAPE), mask, POSITIONS, RADIUS, psf=psfs, max_masked_fraction=0.2)
+    assert_allclose(together.flux, expected, rtol=1e-10)
+
+
+def test_psf_stamp_smaller_than_the_aperture_has_no_light_beyond():
+    psf, centre = moffat_psf(3.0, 7), (20, 16)
+    a = CircularAperture(centre, 6.2).to_mask(method="exact").to_image(SHAPE)
+    light, mask = np.zeros(SHAPE), np.zeros(SHAPE, bool)
+    light[13:20, 17:24] = psf
+    mask[16, 21] = True
+    frame = np.random.default_rng(6).normal(size=SHAPE)
+    result = measure_apertures(frame, np.ones(SHAPE), mask, centre, 6.2, psf=psf, max_masked_fraction=0.2)
+    w = a * ~mask / (a * light * ~mask).sum()
+    assert_allclose(result.flux[0], (w * frame).sum(), rtol=1e-12)
+    assert_allclose(result.error[0], np.sqrt((w**2).sum()), rtol=1e-12)

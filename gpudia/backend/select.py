@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import scipy
+from threadpoolctl import threadpool_info
 
 from gpudia.backend.base import Backend, register_backend
 from gpudia.backend.cupy_backend import make_cupy_backend
@@ -93,7 +94,8 @@ def backend_info() -> dict[str, Any]:
     backend = active_backend()
     info = {
         "backend": backend.name, "reason": _reason, "device": backend.device,
-        "free_memory_gb": round(backend.free_bytes() / 1e9, 2), "cores": cores(),
+        "free_memory_gb": round(backend.free_bytes() / 1e9, 2), "cores": cores(), "fft_threads": cores(),
+        "blas_threads": max((p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"), default=1),
         "python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__,
     }
     if backend.name == "cupy":

@@ -124,7 +124,7 @@ class Fitter:
         for number in range(1, settings.passes + 1):
             weights = xp.where(chosen & ~clipped, 1.0, 0.0) if final else xp.where(chosen, trust, 0.0)
             weights = weights / variance
-            del variance, trust  # planes of a pass make room for those of the next
+            variance = trust = None  # planes of a pass make room for those of the next
             solution = self._solve(weights, data, a, final)
             a, iterations = solution.a, iterations + solution.iterations
             model = self.design.model(a)
@@ -135,7 +135,7 @@ class Fitter:
                 break
             found, trust = self._outliers(residual, variance, a, good, chosen)
             new_chi2 = self._mean(residual**2 / variance, chosen & ~found)
-            del residual, model, image_variance
+            residual = model = image_variance = None
             settled = chi2 is not None and self._settled(clipped, found, chi2, new_chi2)
             clipped, chi2 = found, new_chi2
             final = settled or number + 1 == settings.passes
