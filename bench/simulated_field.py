@@ -2,8 +2,8 @@
 
     python bench/simulated_field.py
 
-Several fields of constant stars, seeing 3 to 5 px, individual skies and transparencies, cosmic rays of which a third
-are in no mask, a reference twenty times deeper than the images. The kernel is wide enough that the wings of the PSF
+Several fields of constant stars, seeing 3 to 4.2 px, individual skies and transparencies, cosmic rays of which a third
+are in no mask, a reference a hundred times deeper than the images. The kernel is wide enough that the wings of the PSF
 left outside are below the figure asked for.
 """
 
@@ -19,14 +19,14 @@ from gpudia import ReferencePlan
 from gpudia.images import flag_defects, make_frame
 from gpudia.simulate import SimulationSettings, simulate_field
 
-SIDE, K, EPOCHS, SEEDS = 400, 31, 7, (1, 2, 3, 4)
+SIDE, K, EPOCHS, SEEDS = 400, 31, 6, (1, 2, 3, 4)
 
 
 def one_field(seed: int):
     """Relative bias of the scale, its error and chi^2 of each epoch."""
     series = simulate_field(SimulationSettings(
         shape=(SIDE, SIDE), n_epochs=EPOCHS, seed=seed, rotation=0.0, dither=0.0, n_variables=0, microlensing=False,
-        fwhm_range=(3.0, 5.0), reference_depth=20))
+        fwhm_range=(3.0, 4.2), reference_depth=100))
     reference = series.reference
     frames = [f for f in series.frames if f is not reference]
     plan = ReferencePlan(reference.data, K, error=reference.error, mask=reference.mask != 0, spatial_degree=1,

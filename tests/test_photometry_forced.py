@@ -422,3 +422,16 @@ def test_psf_stamp_smaller_than_the_aperture_has_no_light_beyond():
     w = a * ~mask / (a * light * ~mask).sum()
     assert_allclose(result.flux[0], (w * frame).sum(), rtol=1e-12)
     assert_allclose(result.error[0], np.sqrt((w**2).sum()), rtol=1e-12)
+
+
+def test_a_wrong_number_of_psfs_or_fraction_is_refused():
+    frame, psf = np.ones((40, 50)), np.zeros((2, 9, 9))
+    psf[:, 4, 4] = 1.0
+    positions = [(20.0, 15.0), (25.0, 20.0), (30.0, 20.0)]
+    with pytest.raises(InputError, match="psf must be one for all stars or one for each of 3, got 2"):
+        measure_apertures(frame, frame, None, positions, 3.0, psf=psf)
+    with pytest.raises(InputError, match="psf must be one for all stars or one for each of 3, got 2"):
+        aperture_correction(psf, 3.0, positions)
+    for wrong in (1.0, -0.1, np.nan, "a"):
+        with pytest.raises(InputError, match="max_masked_fraction must be at least 0 and below 1, got"):
+            measure_apertures(frame, frame, None, positions, 3.0, max_masked_fraction=wrong)

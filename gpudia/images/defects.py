@@ -34,6 +34,8 @@ def sharp_pixels(frame: Frame, fwhm: float) -> NDArray[np.bool_]:
     sigma, and at most 4 of 90,000 good ones. L.A.Cosmic (astroscrappy 1.3) found 20 to 25 % of them, since it is not
     made for columns and dead pixels, in four times the time.
 
+    Not found are defects two pixels wide, the steps of slanting tracks, and what lies on the frame's outermost pixels.
+
     Parameters
     ----------
     frame : Frame

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from photutils.geometry import circular_overlap_grid
 
 from gpudia.errors import InputError
-from gpudia.photometry.inputs import as_positions, check_plane, check_radius
+from gpudia.photometry.inputs import as_positions, check_fraction, check_plane, check_radius
 from gpudia.photometry.linear import EpochNoise, measure_in_blocks, measure_linear
 from gpudia.photometry.psf import check_psf, shifted_psf
 from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, footprint
@@ -52,7 +52,8 @@ def measure_apertures(difference: NDArray[Any], variance: NDArray[Any], mask: ND
     Raises
     ------
     InputError
-        Shapes do not agree, or the radius is not positive or larger than the frame.
+        Shapes do not agree, the radius is not positive or larger than the frame, or `max_masked_fraction` is not in
+        0 to 1 (1 excluded).
 
     Examples
     --------
@@ -69,7 +70,8 @@ def measure_apertures(difference: NDArray[Any], variance: NDArray[Any], mask: ND
         check_plane("noise.image_variance", noise.image_variance, difference.shape)
     radius = check_radius(radius, difference.shape)
     where = as_positions(positions)
-    psf = None if psf is None else check_psf(psf)
+    psf = None if psf is None else _one_each(check_psf(psf), len(where))
+    check_fraction(max_masked_fraction)
 
     def measure(stars: slice, noise: EpochNoise) -> ForcedFluxes:
         weights, stamps = aperture_weights(where[stars], radius)
@@ -158,11 +160,18 @@ def aperture_correction(psf: Any, radius: float, positions: Any | None = None) -
     stamp = check_psf(psf)
     one = stamp.ndim == 2 and positions is None
     where = as_positions(np.zeros((1 if one else len(stamp), 2)) if positions is None else positions)
+    stamp = _one_each(stamp, len(where))
     weights, stamps = aperture_weights(where, check_radius(radius, stamp.shape[-2:]))
     if radius > stamp.shape[-1] / 2:
         raise InputError(f"radius must be at most half the PSF stamp's side ({stamp.shape[-1]} px), got {radius}")
     fraction = (weights * _psf_under(stamp, stamps)).sum(axis=(1, 2))
     return float(fraction[0]) if one else fraction
+
+
+def _one_each(psf: FloatArray, n_stars: int) -> FloatArray:
+    if psf.ndim == 3 and len(psf) != n_stars:
+        raise InputError(f"psf must be one for all stars or one for each of {n_stars}, got {len(psf)}")
+    return psf
 
 
 def _psf_under(psf: FloatArray, stamps: Stamps) -> FloatArray:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gpudia.errors import InputError
 
-__all__ = ["as_positions", "check_plane", "check_radius"]
+__all__ = ["as_positions", "check_fraction", "check_plane", "check_radius"]
 
 
 def as_positions(positions: Any) -> NDArray[np.float64]:
@@ -49,6 +49,12 @@ def check_radius(radius: Any, shape: tuple[int, ...]) -> float:
     if not 0 < radius < min(shape):
         raise InputError(f"radius must be positive and smaller than the image ({min(shape)} px), got {radius}")
     return float(radius)
+
+
+def check_fraction(max_masked_fraction: Any) -> None:
+    """Raise `InputError` unless the share that may be masked is at least 0 and below 1."""
+    if not isinstance(max_masked_fraction, int | float) or not 0 <= max_masked_fraction < 1:
+        raise InputError(f"max_masked_fraction must be at least 0 and below 1, got {max_masked_fraction}")
 
 
 def check_plane(name: str, plane: Any, shape: tuple[int, ...] | None = None) -> NDArray[Any]:

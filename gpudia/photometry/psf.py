@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from gpudia.errors import InputError
-from gpudia.photometry.inputs import as_positions, check_plane
+from gpudia.photometry.inputs import as_positions, check_fraction, check_plane
 from gpudia.photometry.linear import EpochNoise, measure_in_blocks, measure_linear
 from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, footprint
 
@@ -58,8 +58,7 @@ def psf_photometry(difference: NDArray[Any], variance: NDArray[Any], mask: NDArr
     difference = check_plane("difference", difference)
     variance = check_plane("variance", variance, difference.shape)
     mask = None if mask is None else check_plane("mask", mask, difference.shape)
-    if not 0 <= max_masked_fraction < 1:
-        raise InputError(f"max_masked_fraction must be at least 0 and below 1, got {max_masked_fraction}")
+    check_fraction(max_masked_fraction)
     if noise is not None:
         check_plane("noise.image_variance", noise.image_variance, difference.shape)
     where, psf = as_positions(positions), check_psf(psf)
