@@ -50,7 +50,9 @@ def explicit(reference, images, errors, masks):
 
 def ours(reference, images, errors, masks, solver="direct", covariance="exact", **settings):
     """Plan included."""
-    return ReferencePlan(reference, K, solver=solver, covariance=covariance, **settings).subtract(images, errors, masks)
+    settings = {"passes": 3} | settings
+    plan = ReferencePlan(reference, K, solver=solver, covariance=covariance, **settings)
+    return plan.subtract(images, errors, masks)
 
 
 def measure(side: str, queue) -> None:

@@ -21,7 +21,6 @@ from gpudia.difference import (
     build_the_U_matrix,
     measure_stars,
     reference_radius,
-    refuse_failed,
     run_dia_photometry,
     run_difference_image,
 )
@@ -284,7 +283,7 @@ class DIAPhotometryAnalyst:
         plan = ReferencePlan(data, self.kernel_size, error=error, mask=mask, background_degree=BACKGROUND_DEGREE,
                              solver="direct")
         stack = plan.subtract(placed.data, placed.error, placed.mask, keep=("covariance", "image_variance")).to_host()
-        refuse_failed(stack, self.kernel_size)
+        stack.require_solution(0)
         if not stack.scale[0] > 0:
             raise FrameError(f"photometric scale must be positive, got {stack.scale[0]:.3g}")
         return stack

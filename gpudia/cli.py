@@ -289,7 +289,8 @@ def _add_run(commands: Any) -> None:
                         help="do not look for cosmic rays and bad pixels that no mask flags")
     parser.add_argument("--no-products", dest="products", action="store_const", const=False,
                         help="do not write the difference images")
-    parser.add_argument("--resume", action="store_const", const=True, help="go on with a run that was cut off")
+    parser.add_argument("--resume", action="store_const", const=True,
+                        help="go on with a run that was cut off (not available in this version)")
     parser.add_argument("--overwrite", action="store_const", const=True, help="replace the results in the folder")
 
 
@@ -307,13 +308,14 @@ def _option(name: str) -> str:
 def _add_subtract(commands: Any) -> None:
     parser = _add_command(commands, "subtract", _subtract, "subtract a reference from one image",
                           "gpudia subtract reference.fits image.fits --output difference.fits")
-    parser.add_argument("reference", type=Path, metavar="REFERENCE")
-    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("reference", type=Path, metavar="REFERENCE", help="FITS file; its grid is that of the result")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="FITS file to subtract it from")
     parser.add_argument("--output", required=True, type=Path, metavar="DIFF.fits", help="file to write")
     parser.add_argument("--kernel-size", type=_number, default="auto", metavar="auto|PX",
                         help="side of the matching kernel, odd (default: %(default)s)")
     for name, default in (("spatial_degree", "auto"), ("background_degree", 1)):
-        parser.add_argument(_option(name), type=_number, default=default, metavar="N",
+        parser.add_argument(_option(name), type=_number, default=default,
+                            metavar="auto|N" if default == "auto" else "N",
                             help=f"{dict((n, h) for n, _, h in _RUN_VALUES)[name]} (default: {default})")
     parser.add_argument("--no-align", dest="align", action="store_false", help="both are on one pixel grid already")
     parser.add_argument("--mask", type=Path, metavar="FILE", help="mask of the image, not 0 = ignore")

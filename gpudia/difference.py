@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from astropy.table import Table
 
-from gpudia.backend import active_backend, backend_of, to_device, to_host
-from gpudia.errors import FrameError, InputError
-from gpudia.flags import FRAME_FLAGS
+from gpudia.backend import active_backend, backend_of, to_device
+from gpudia.errors import InputError
 from gpudia.images import Frame, detect_stars, frame_quality
-from gpudia.model import DifferenceStack, evaluate_terms, subtract
+from gpudia.model import DifferenceStack, check_kernel_size, evaluate_terms, subtract
 from gpudia.model.inputs import planes_of
 from gpudia.photometry import (
     EpochNoise,
@@ -30,7 +29,6 @@ __all__ = [
     "build_the_U_matrix",
     "measure_stars",
     "reference_radius",
-    "refuse_failed",
     "run_dia_photometry",
     "run_difference_image",
 ]
@@ -165,6 +163,7 @@ def run_difference_image(reference_image: Any, aligned_image: Any, kernel_size: 
     if tuple(image.shape) != tuple(base.shape):
         raise InputError(f"aligned_image must have the shape of reference_image {tuple(base.shape)}, "
                          f"got {tuple(image.shape)}")
+    kernel_size = check_kernel_size(kernel_size, (base.shape[0], base.shape[1]))
     _check_indexes(base.shape, kernel_size, indi, indj)
     given = (base, base_error, base_mask, image, error, mask)
     home = backend_of(*given)
@@ -172,7 +171,7 @@ def run_difference_image(reference_image: Any, aligned_image: Any, kernel_size: 
     base, base_error, base_mask, image, error, mask = (None if a is None else to_device(a, work) for a in given)
     stack = subtract(base, image, error, mask, kernel_size=kernel_size, error=base_error, mask=base_mask,
                      background_degree=BACKGROUND_DEGREE, support="square", solver="direct")
-    refuse_failed(stack, kernel_size)
+    stack.require_solution(0)
     if home.array_type is np.ndarray:
         stack = stack.to_host()
     return DifferenceImage(stack.difference[0], stack.model[0], stack.kernel[0], stack.background[0],
@@ -184,14 +183,6 @@ def _check_indexes(shape: Sequence[int], kernel_size: int, *indexes: Any) -> Non
     for name, index in zip(("indi", "indj"), indexes, strict=True):
         if index is not None and tuple(np.shape(index)) != expected:
             raise InputError(f"{name} must have shape {expected}, got {tuple(np.shape(index))}")
-
-
-def refuse_failed(stack: DifferenceStack, kernel_size: int) -> None:
-    """Raise `FrameError` with the reason when the only image of a stack has no solution, or none to be used."""
-    status = int(to_host(stack.status)[0])
-    if to_host(stack.failed)[0]:
-        raise FrameError(f"no solution ({', '.join(FRAME_FLAGS.decode(status))}): {int(to_host(stack.n_pixels)[0])} "
-                         f"good pixels for {kernel_size**2 + 3} unknowns")
 
 
 def run_dia_photometry(image: Any, error: Any, positions: Any, radius: float) -> Table:

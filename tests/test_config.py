@@ -177,7 +177,7 @@ SETTINGS = {
     "size": st.integers(400, 9000),
     "reference": texts.filter(lambda t: t != "stack"),
     "resample": st.sampled_from(["auto", "never", "always"]),
-    "kernel_size": auto | st.integers(1, 99).map(lambda n: 2 * n + 1),
+    "kernel_size": auto | st.integers(1, 60).map(lambda n: 2 * n + 1),
     "spatial_degree": st.integers(0, 3),
     "background_degree": st.integers(0, 5),
     "clip": numbers | st.integers(1, 10),

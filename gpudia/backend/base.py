@@ -109,6 +109,17 @@ def register_backend(backend: Backend) -> None:
     _registered[:] = [b for b in _registered if b.name != backend.name] + [backend]
 
 
+def _home_of(array: Array) -> Backend | None:
+    home = next((b for b in _registered if isinstance(array, b.array_type)), None)
+    if home is None and type(array).__module__.partition(".")[0] == "cupy":
+        # the caller brought CuPy arrays of its own: CuPy runs, whatever the switch says
+        from gpudia.backend.cupy_backend import make_cupy_backend
+
+        home = make_cupy_backend()
+        register_backend(home)
+    return home
+
+
 def backend_of(*arrays: Array) -> Backend:
     """Return the one backend that all `arrays` belong to; None entries are passed over.
 
@@ -121,7 +132,7 @@ def backend_of(*arrays: Array) -> Backend:
     for array in arrays:
         if array is None:
             continue
-        home = next((b for b in _registered if isinstance(array, b.array_type)), None)
+        home = _home_of(array)
         if home is None:
             known = ", ".join(b.name for b in _registered)
             raise InputError(f"arrays must be arrays of a known backend ({known}), got {type(array).__module__}."
@@ -163,7 +174,7 @@ def to_host(array: Any) -> np.ndarray:
     """Copy an array to the host (counted); NumPy arrays and sequences pass unchanged or become NumPy arrays."""
     if isinstance(array, np.ndarray):
         return array
-    home = next((b for b in _registered if isinstance(array, b.array_type)), None)
+    home = _home_of(array)
     if home is None:
         return np.asarray(array)
     host = home.download(array)

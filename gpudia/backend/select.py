@@ -37,7 +37,7 @@ def _select(name: str, asked_by: str) -> tuple[Backend, str]:
     except BackendError as error:
         if name == "cupy":
             raise
-        return _numpy, f"auto: {error}"
+        return _numpy, f"auto: {str(error).partition(';')[0]}"
     register_backend(backend)
     return backend, f"{name}: an allocation on {backend.device} works"
 

@@ -65,6 +65,9 @@ def planes_of(image: Any, error: Any = None, mask: Any = None, name: str = "imag
     image, error, mask = (None if v is None else _host_array(v) for v in (image, error, mask))
     if image is None or not hasattr(image, "shape"):
         raise InputError(f"{name} must be an array, got {type(image).__name__}")
+    for value, what in ((error, f"error of {name}"), (mask, f"mask of {name}")):
+        if value is not None and not hasattr(value, "shape"):
+            raise InputError(f"{what} must be an array, got {value!r}")
     backend_of(image, error, mask)
     for value, what in ((error, f"error of {name}"), (mask, f"mask of {name}")):
         if value is not None and tuple(value.shape) != tuple(image.shape):
@@ -86,6 +89,9 @@ def uniform_stack(images: Any, errors: Any, masks: Any, shape: tuple[int, int]) 
 
 
 def _stack_list(images: Any, errors: Any, masks: Any) -> tuple[Any, Any, Any]:
+    for name, values in (("errors", errors), ("masks", masks)):
+        if values is not None and len(values) != len(images):
+            raise InputError(f"{name} must be one for each of {len(images)} images, got {len(values)}")
     given = [planes_of(image, None if errors is None else errors[i], None if masks is None else masks[i],
                        f"images[{i}]") for i, image in enumerate(images)]
     shapes = {tuple(data.shape) for data, _, _ in given}

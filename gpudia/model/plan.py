@@ -18,6 +18,7 @@ from gpudia.model.inputs import planes_of, uniform_stack
 from gpudia.model.iterative import SharedPreconditioner
 from gpudia.model.noise import ImageNoise
 from gpudia.model.planes import median_of
+from gpudia.model.polynomials import count_terms
 from gpudia.model.reference import informative_pixels, prepare_reference
 from gpudia.model.stack import DifferenceStack
 from gpudia.model.support import check_kernel_size, kernel_support
@@ -124,7 +125,7 @@ class ReferencePlan:
     def __init__(self, reference: Any, kernel_size: int, *, error: Any = None, mask: Any = None,
                  fit_mask: Any = None, spatial_degree: int = 0, background_degree: int = 1, support: str = "square",
                  pixels: str = "auto", gain: float | None = None, read_noise: float = 0.0, passes: int = 4,
-                 clip: float = 5.0,                 solver: str = "auto", covariance: str = "exact", rtol: float = 1e-9,
+                 clip: float = 5.0, solver: str = "auto", covariance: str = "exact", rtol: float = 1e-9,
                  max_iterations: int = 200) -> None:
         reference, error, mask = planes_of(reference, error, mask, "reference")
         if reference.ndim != 2:
@@ -137,12 +138,18 @@ class ReferencePlan:
         self.settings = _settings(passes, clip, solver, covariance, rtol, max_iterations, gain, read_noise)
         self.exact_covariance = self.settings.covariance == "exact" or self.settings.solver == "direct"
         self.support = kernel_support(self.kernel_size, support)
+        unknowns = int(self.support.sum()) * count_terms(spatial_degree) + count_terms(background_degree)
+        if unknowns > self.shape[0] * self.shape[1]:
+            raise InputError(f"spatial_degree must leave more pixels than unknowns, got {spatial_degree}: {unknowns} "
+                             f"unknowns for {self.shape[0] * self.shape[1]} pixels")
         if pixels not in ("auto", "all", "informative"):
             raise InputError(f"pixels must be 'auto', 'all' or 'informative', got {pixels!r}")
         if pixels == "informative" and error is None:
             raise InputError("error must be given with pixels='informative', got None")
         self.pixels = pixels
-        self._fit_mask = planes_of(reference, None, fit_mask, "fit_mask")[2]
+        if fit_mask is not None and np.shape(fit_mask) != self.shape:
+            raise InputError(f"fit_mask must have the shape of reference {self.shape}, got {np.shape(fit_mask)}")
+        self._fit_mask = planes_of(reference, None, fit_mask)[2]
         self.reference = prepare_reference(reference, error, mask)
         self._build(spatial_degree, background_degree)
 
@@ -303,9 +310,10 @@ def _settings(passes: Any, clip: Any, solver: Any, covariance: Any, rtol: Any, m
         raise InputError(f"solver must be 'auto', 'direct' or 'iterative', got {solver!r}")
     if covariance not in ("exact", "shared"):
         raise InputError(f"covariance must be 'exact' or 'shared', got {covariance!r}")
-    if not clip > 0:
+    numbers = (int, float, np.integer, np.floating)
+    if not isinstance(clip, numbers) or not clip > 0:
         raise InputError(f"clip must be positive, got {clip!r}")
-    if gain is not None and not (math.isfinite(gain) and gain > 0):
+    if gain is not None and not (isinstance(gain, numbers) and math.isfinite(gain) and gain > 0):
         raise InputError(f"gain must be positive (e-/ADU) or None, got {gain!r}")
     return FitSettings(
         passes=_number("passes", passes, 1, "an integer of 1 or more", integer=True), clip=float(clip),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpudia.backend import to_host
-from gpudia.errors import InputError
+from gpudia.errors import FrameError, InputError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.model.polynomials import evaluate_terms
 
@@ -34,7 +34,7 @@ class DifferenceStack:
     coefficients : (B, P_k, K, K)
         Kernel of each spatial polynomial term (1; x, y; x^2, xy, y^2; ... of coordinates scaled to -1 .. 1).
     kernel_error : (B, K, K)
-        One sigma of `kernel`, from the diagonal of the covariance. NaN when ``covariance="none"``.
+        One sigma of `kernel`, from the diagonal of the covariance.
     background, background_error : (B, P_b)
         Coefficients of the background polynomial, in the same order of terms, and one sigma.
     scale, scale_error : (B,)
@@ -111,6 +111,17 @@ class DifferenceStack:
         shape = tuple(self.difference.shape[-2:])
         degree = round((np.sqrt(8 * self.coefficients.shape[1] + 1) - 3) / 2)
         return evaluate_terms(degree, x, y, (shape[0], shape[1]))
+
+    def require_solution(self, image: int) -> None:
+        """Raise `FrameError` for an image without a solution, or with no significant light of the reference in it."""
+        names = ", ".join(FRAME_FLAGS.decode(int(to_host(self.status[image]))))
+        if bool(to_host(self.failed[image])):
+            unknowns = int(self.support.sum()) * self.coefficients.shape[1] + self.background.shape[1]
+            raise FrameError(f"no solution ({names}): {int(to_host(self.n_pixels[image]))} good pixels for "
+                             f"{unknowns} unknowns")
+        scale, error = float(to_host(self.scale[image])), float(to_host(self.scale_error[image]))
+        if not scale > 3 * error:
+            raise FrameError(f"photometric scale must be above 3 sigma, got {scale:.3g} +- {error:.2g} ({names})")
 
     def kernel_at(self, image: int, x: Any, y: Any) -> np.ndarray:
         """Kernel of one image at a position (x, y), host array (K, K), or at several, (S, K, K)."""

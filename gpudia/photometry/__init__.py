@@ -7,7 +7,7 @@ from gpudia.photometry.apertures import (
     measure_apertures,
 )
 from gpudia.photometry.empirical import Psf, empirical_psf, moffat_psf
-from gpudia.photometry.lightcurves import LightCurves, read_lightcurves
+from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_hdu
 from gpudia.photometry.linear import EpochNoise, linear_flux_variance
 from gpudia.photometry.psf import epoch_psf, psf_photometry
 from gpudia.photometry.scale import ConstantStarScale, constant_star_epsilon
@@ -47,6 +47,7 @@ __all__ = [
     "moffat_psf",
     "psf_photometry",
     "read_lightcurves",
+    "table_hdu",
     "target_table",
     "variability",
 ]

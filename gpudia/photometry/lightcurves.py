@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gpudia.errors import FrameError, InputError
 
-__all__ = ["LightCurves", "read_lightcurves"]
+__all__ = ["LightCurves", "read_lightcurves", "table_hdu"]
 
 _FILE = "lightcurves.fits"
 _PLANES = ("FLUX_DIFF", "FLUX_DIFF_ERR", "FLUX", "FLUX_ERR", "FLAGS")
@@ -130,7 +130,7 @@ class LightCurves:
         path = Path(path)
         if path.exists() and not overwrite:
             raise InputError(f"path must not exist (or say overwrite=True), got {path}")
-        hdus = fits.HDUList([fits.PrimaryHDU(), _table_hdu(self.sources, "SOURCES"), _table_hdu(self.epochs, "EPOCHS")])
+        hdus = fits.HDUList([fits.PrimaryHDU(), table_hdu(self.sources, "SOURCES"), table_hdu(self.epochs, "EPOCHS")])
         for name, plane in self.planes.items():
             kind = np.float32 if np.asarray(plane).dtype.kind == "f" else np.int32
             hdus.append(fits.ImageHDU(np.ascontiguousarray(plane, dtype=kind), name=name))
@@ -181,8 +181,13 @@ def _read_table(hdu: fits.BinTableHDU) -> Table:
     return table
 
 
-def _table_hdu(table: Table, name: str) -> fits.BinTableHDU:
-    hdu = fits.table_to_hdu(Table(table, meta={}))
+def table_hdu(table: Table, name: str) -> fits.BinTableHDU:
+    """Make a table HDU. FITS knows ASCII only: what else a text holds (a file name) becomes a Python escape."""
+    plain = Table(table, meta={})
+    for column in plain.colnames:
+        if plain[column].dtype.kind == "U":
+            plain[column] = [str(v).encode("ascii", "backslashreplace").decode() for v in plain[column]]
+    hdu = fits.table_to_hdu(plain)
     hdu.name = name
     return hdu
 

@@ -22,7 +22,7 @@ from gpudia.images import FrameLayout
 from gpudia.images.headers import name_of
 from gpudia.model import DifferenceStack
 from gpudia.pipeline.journal import Journal, log_to, prepare_output
-from gpudia.pipeline.looks import FrameStore, Look, choose_reference, region_of, register_all, take_look
+from gpudia.pipeline.looks import FrameStore, Look, choose_reference, frame_errors, region_of, register_all, take_look
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_epoch, prepare_measures
 from gpudia.pipeline.outputs import RunResult, write_difference, write_results
 from gpudia.pipeline.prepare import Prepared, PreparedBatch, place_batch, prepare
@@ -81,7 +81,7 @@ def run(config: RunConfig, progress: bool = False) -> RunResult:
     A frame that cannot be used is a row with a reason in ``epochs.ecsv``; the others go on.
     """
     paths = expand_frames(config.frames)
-    output = prepare_output(config)
+    output = prepare_output(config, paths)
     with log_to(output / "gpudia.log"), use_backend(config.backend) as backend:
         journal = Journal(output / "journal.jsonl")
         try:
@@ -130,12 +130,14 @@ def _look_at(job: _Job, paths: Sequence[Path]) -> list[Look]:
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
     """Names for products: file stems, numbered where two files of different folders share one."""
-    taken: dict[str, int] = {}
-    names = []
+    names: list[str] = []
+    used = {name_of(path) for path in paths}  # a file may really be called a-2
     for path in paths:
-        stem = name_of(path)
-        count = taken[stem] = taken.get(stem, 0) + 1
-        names.append(stem if count == 1 else f"{stem}-{count}")
+        name, count = name_of(path), 1
+        while name in names or (count > 1 and name in used):
+            count += 1
+            name = f"{name_of(path)}-{count}"
+        names.append(name)
     return names
 
 
@@ -153,7 +155,7 @@ class _warnings_logged:  # noqa: N801 - a small context manager
     def __exit__(self, *exception: Any) -> None:
         self._catch.__exit__(*exception)
         for text in dict.fromkeys(str(w.message) for w in self._caught or []):
-            log.info("%s: %s", self._path.name, text)
+            log.info("%s", text if self._path.name in text else f"{self._path.name}: {text}")
 
 
 def _batches(job: _Job, looks: Sequence[Look], reference: RunReference) -> Iterator[list[Look]]:
@@ -169,30 +171,55 @@ def _batches(job: _Job, looks: Sequence[Look], reference: RunReference) -> Itera
 
 
 def _do_batch(job: _Job, batch: Sequence[Look], reference: RunReference, measures: Measures) -> None:
-    """Prepare, upload, solve, download, measure and write some frames."""
+    """Prepare some frames and work on them."""
     start = time.perf_counter()
     ready: list[tuple[Look, Prepared]] = []
     for look in batch:
         try:
-            ready.append((look, _prepare(job, look, reference)))
+            with frame_errors(look.path):
+                ready.append((look, _prepare(job, look, reference)))
         except FrameError as error:
             _failed(job, look, error)
-    if not ready:
+    if ready:
+        _solve_and_finish(job, ready, reference, measures, (time.perf_counter() - start) / len(ready))
+
+
+def _solve_and_finish(job: _Job, ready: Sequence[tuple[Look, Prepared]], reference: RunReference, measures: Measures,
+                      spent: float) -> None:
+    """Upload, solve, download, measure and write; a batch that does not get through is tried in halves."""
+    start = time.perf_counter()
+    try:
+        with frame_errors(ready[0][0].path):
+            placed, stack, ratio = _solve(job, ready, reference)
+    except FrameError as error:
+        if len(ready) == 1:
+            _failed(job, ready[0][0], error)
+            return
+        log.warning("a batch of %d frames failed (%s); going on with its halves", len(ready), error.reason)
+        half = len(ready) // 2
+        for part in (ready[:half], ready[half:]):
+            _solve_and_finish(job, part, reference, measures, spent)
         return
+    shared = spent + (time.perf_counter() - start) / len(ready)
+    for i, (look, prepared) in enumerate(ready):
+        start = time.perf_counter()
+        try:
+            with frame_errors(look.path):
+                _finish(job, look, prepared, stack, i, placed, None if ratio is None else ratio[i], reference, measures)
+        except FrameError as error:
+            look.fail(error)
+        look.seconds += shared + time.perf_counter() - start
+        job.journal.write("epoch", file=str(look.path), status="failed" if look.reason else "ok", reason=look.reason,
+                          seconds=round(look.seconds, 3))
+
+
+def _solve(job: _Job, ready: Sequence[tuple[Look, Prepared]],
+           reference: RunReference) -> tuple[PreparedBatch, DifferenceStack, Any]:
     placed = place_batch([p for _, p in ready], reference.region.shape, job.backend)
     stack = reference.plan.subtract(placed.data, placed.error, placed.mask,
                                     keep=("covariance", "image_variance")).to_host()
     ratio = None if placed.noise_ratio is None else to_host(placed.noise_ratio)
-    shared = (time.perf_counter() - start) / len(ready)
-    for i, (look, prepared) in enumerate(ready):
-        start = time.perf_counter()
-        try:
-            _finish(job, look, prepared, stack, i, placed, None if ratio is None else ratio[i], reference, measures)
-        except FrameError as error:
-            _failed(job, look, error)
-        look.seconds += shared + time.perf_counter() - start
-        job.journal.write("epoch", file=str(look.path), status="failed" if look.reason else "ok", reason=look.reason,
-                          seconds=round(look.seconds, 3))
+    return placed, stack, ratio
 
 
 def _prepare(job: _Job, look: Look, reference: RunReference) -> Prepared:
@@ -215,13 +242,10 @@ def _finish(job: _Job, look: Look, prepared: Prepared, stack: DifferenceStack, i
     Raises
     ------
     FrameError
-        If the solve gave no result.
+        If the solve gave no result, or one without light of the reference.
     """
     status = int(stack.status[i])
-    if stack.failed[i]:
-        names = ", ".join(FRAME_FLAGS.decode(status))
-        raise FrameError(f"no solution ({names}): {int(stack.n_pixels[i])} pixels for "
-                         f"{reference.plan.design.n_parameters} unknowns")
+    stack.require_solution(i)
     look.flags |= status | prepared.flags
     if look is reference.look:  # its kernel is a single pixel: nothing is deconvolved
         look.flags = (look.flags | FRAME_FLAGS.is_reference) & ~FRAME_FLAGS.deconvolving

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,20 @@ from gpudia.errors import ConfigError
 __all__ = ["Journal", "log_to", "prepare_output"]
 
 #: What a run writes: with `overwrite` these are removed first, and nothing else is.
-_OURS = ("epochs.ecsv", "target.ecsv", "lightcurves.fits", "reference.fits", "report.html", "run.toml",
-         "journal.jsonl", "gpudia.log")
-_FOLDERS = ("difference", "plots")
+_RESULTS = ("epochs.ecsv", "target.ecsv", "lightcurves.fits", "reference.fits", "report.html")
+#: Records of a run that came to nothing: not in the way of the next one.
+_RECORDS = ("run.toml", "journal.jsonl", "gpudia.log")
+_FOLDERS = {"difference": "*.fits", "plots": "*.png"}
 
 
-def prepare_output(config: RunConfig) -> Path:
-    """Make the output folder of a run.
+def prepare_output(config: RunConfig, frames: Sequence[Path]) -> Path:
+    """Make the output folder of a run on `frames`.
 
     Raises
     ------
     ConfigError
-        If it cannot be made or written to, or holds results and `overwrite` is not set.
+        If it cannot be made or written to, holds results and `overwrite` is not set, or holds an input that would have
+        to go.
     """
     if config.resume:
         raise ConfigError("resume must be false: going on with an earlier run is not available in this version; "
@@ -42,17 +44,21 @@ def prepare_output(config: RunConfig) -> Path:
         raise ConfigError(f"output must be a folder that can be written to, got {output}: {error.strerror}") from error
     if not os.access(output, os.W_OK):
         raise ConfigError(f"output must be a folder that can be written to, got {output}: permission denied")
-    found = [name for name in _OURS if (output / name).exists()]
-    found += [f"{folder}/" for folder in _FOLDERS if any((output / folder).iterdir())]
+    found = [output / name for name in _RESULTS if (output / name).exists()]
+    for folder, pattern in _FOLDERS.items():
+        found += sorted((output / folder).glob(pattern))
     if found and not config.overwrite:
-        raise ConfigError(f"output must be a new folder, got {output} with {', '.join(found[:4])} in it; "
+        names = ", ".join(str(path.relative_to(output)) for path in found[:4])
+        raise ConfigError(f"output must be a new folder, got {output} with {names} in it; "
                           "say overwrite (--overwrite) to replace the results")
-    for name in found:
-        if name.endswith("/"):
-            for path in (output / name).glob("*.*"):
-                path.unlink()
-        else:
-            (output / name).unlink()
+    inputs = {path.resolve() for path in frames}
+    if config.reference != "auto":
+        inputs.add(Path(config.reference).expanduser().resolve())
+    clash = [path for path in found if path.resolve() in inputs]
+    if clash:
+        raise ConfigError(f"frames must not be results that overwrite would remove, got {clash[0]}")
+    for path in [*found, *(output / name for name in _RECORDS)]:
+        path.unlink(missing_ok=True)
     return output
 
 
@@ -60,7 +66,7 @@ class Journal:
     """One JSON line for every step of a run, on the disk at once."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("w", encoding="utf-8")
 
     def write(self, event: str, **facts: Any) -> None:
         """Add a line; values that JSON does not know become text."""

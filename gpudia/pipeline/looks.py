@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
 from gpudia.config import RunConfig
-from gpudia.errors import ConfigError, FrameError
+from gpudia.errors import ConfigError, FrameError, InputError
 from gpudia.images import (
     Frame,
     FrameLayout,
@@ -39,6 +40,7 @@ __all__ = [
     "FrameStore",
     "Look",
     "choose_reference",
+    "frame_errors",
     "region_of",
     "register_all",
     "take_look",
@@ -117,23 +119,41 @@ class FrameStore:
             self._bytes -= frame.data.nbytes + frame.variance.nbytes + frame.mask.nbytes
 
 
+@contextlib.contextmanager
+def frame_errors(path: Path) -> Iterator[None]:
+    """Turn what nobody expected of a frame into a `FrameError`: it fails alone. Wrong arguments and settings pass."""
+    try:
+        yield
+    except (FrameError, InputError, ConfigError):
+        raise
+    except Exception as error:
+        log.exception("%s: unexpected error", path)
+        raise FrameError(f"unexpected {type(error).__name__}: {error}", path) from error
+
+
 def take_look(path: Path, name: str, store: FrameStore, config: RunConfig) -> Look:
     """Read a frame, find its stars and measure its quality; a frame that cannot be read becomes a failed look."""
     start, look = time.perf_counter(), Look(path, name)
     try:
-        frame = store.read(path)
-        look.shape, look.wcs, look.mjd, look.filter, look.flags = (
-            frame.shape, frame.wcs, frame.mjd, frame.filter, frame.flags)
-        look.stars = detect_stars(frame, config.max_stars, config.detection_threshold)
-        look.catalog = catalog_of(frame)
-        look.quality = frame_quality(frame, look.stars)
-        look.usable_share = _usable_share(frame, config)
-        if config.find_defects:
-            store.flag_defects(path, look.quality.fwhm)
+        with frame_errors(path):
+            _fill(look, store, config)
     except FrameError as error:
         look.fail(error)
     look.seconds = time.perf_counter() - start
     return look
+
+
+def _fill(look: Look, store: FrameStore, config: RunConfig) -> None:
+    path = look.path
+    frame = store.read(path)
+    look.shape, look.wcs, look.mjd, look.filter, look.flags = (
+        frame.shape, frame.wcs, frame.mjd, frame.filter, frame.flags)
+    look.stars = detect_stars(frame, config.max_stars, config.detection_threshold)
+    look.catalog = catalog_of(frame)
+    look.quality = frame_quality(frame, look.stars)
+    look.usable_share = _usable_share(frame, config)
+    if config.find_defects:
+        store.flag_defects(path, look.quality.fwhm)
 
 
 def target_position(config: RunConfig, wcs: Any, path: Path) -> tuple[float, float] | None:

@@ -15,12 +15,12 @@ from astropy.table import Table
 from astropy.timeseries import TimeSeries
 
 from gpudia import __version__
-from gpudia.backend import Backend
+from gpudia.backend import Backend, to_host
 from gpudia.config import RunConfig
 from gpudia.flags import FRAME_FLAGS, SOURCE_FLAGS
 from gpudia.images import write_hdus, write_table
 from gpudia.model import DifferenceStack
-from gpudia.photometry import LightCurves, constant_star_epsilon, target_table, variability
+from gpudia.photometry import LightCurves, constant_star_epsilon, table_hdu, target_table, variability
 from gpudia.pipeline.looks import Look
 from gpudia.pipeline.measure import RECOMMENDED, EpochFluxes, Measures
 from gpudia.pipeline.reference import RunReference
@@ -79,8 +79,10 @@ def provenance(backend: Backend, reference: str, settings: Mapping[str, Any]) ->
     header = fits.Header()
     header["GPUDIA"] = (__version__, "version of gpudia")
     header["BACKEND"] = (backend.name, "where the numbers were computed")
-    header["REFERENC"] = (_ascii(reference), "reference frame")
-    for key, (value, comment) in settings.items():
+    for key, (value, comment) in {"REFERENC": (reference, "reference frame"), **settings}.items():
+        if isinstance(value, str):
+            value = _ascii(value)
+            comment = comment if len(value) + len(comment) <= 60 else ""  # a card has 80 characters
         header[key] = (value if not isinstance(value, float) or math.isfinite(value) else "unknown", comment)
     return header
 
@@ -94,7 +96,7 @@ def write_difference(output: Path, look: Look, stack: DifferenceStack, i: int, b
                      reference: RunReference, backend: Backend, config: RunConfig) -> None:
     """Write ``difference/NAME.fits`` of one epoch."""
     cards = provenance(backend, reference.look.name, {
-        "IMAGE": (_ascii(look.name), "the frame"), "KSIZE": (reference.kernel_size, "[pix] side of the kernel"),
+        "IMAGE": (look.name, "the frame"), "KSIZE": (reference.kernel_size, "[pix] side of the kernel"),
         "SDEGREE": (config.spatial_degree, "degree of the kernel over the frame"),
         "BDEGREE": (config.background_degree, "degree of the background"),
         "SCALE": (float(stack.scale[i]), "image flux over reference flux, at the centre"),
@@ -232,19 +234,18 @@ def _reference_hdus(backend: Backend, reference: RunReference, measures: Measure
                     sources: Table) -> fits.HDUList:
     cutout = reference.cutout
     cards = provenance(backend, reference.look.name, {
-        "OBJECT": (_ascii(str(cutout.header.get("OBJECT", ""))), "from the reference frame"),
+        "OBJECT": (str(cutout.header.get("OBJECT", "")), "from the reference frame"),
         "X0": (reference.region.x0, "[pix] first column in the frame, 0-based"),
         "Y0": (reference.region.y0, "[pix] first row in the frame, 0-based"),
         "MJD": (cutout.mjd, "[d] mid-exposure, UTC"), "FWHM": (float(reference.look.quality.fwhm), "[pix]"),
         "APRADIUS": (float(measures.radius), "[pix] aperture"), "PSFKIND": (measures.psf.method, "how PSF was made"),
-        "NCOMBINE": (1, "frames in the reference"), "FRAME000": (_ascii(reference.look.name), "frame in it")})
+        "SCALEBIA": (float(to_host(reference.plan.scale_bias)), "expected bias of scales, by its noise"),
+        "NCOMBINE": (1, "frames in the reference"), "FRAME000": (reference.look.name, "frame in it")})
     wcs = None if cutout.wcs is None else cutout.wcs.to_header(relax=True)
     hdus = fits.HDUList([fits.PrimaryHDU(header=cards)])
     for name, plane in (("IMAGE", cutout.data.astype(np.float32)), ("ERR", np.sqrt(cutout.variance).astype(np.float32)),
                         ("MASK", cutout.mask)):
         hdus.append(fits.ImageHDU(plane, header=wcs, name=name))
-    catalog = fits.table_to_hdu(Table(sources, meta={}))
-    catalog.name = "CATALOG"
-    hdus.append(catalog)
+    hdus.append(table_hdu(sources, "CATALOG"))
     hdus.append(fits.ImageHDU(measures.psf.stamp, name="PSF"))
     return hdus

@@ -61,7 +61,7 @@ def _plane(path: Path, shape: tuple[int, int], what: str) -> np.ndarray:
     try:
         with fits.open(path, memmap=False) as hdus:
             data = next((np.array(h.data) for h in hdus if h.is_image and np.ndim(h.data) == 2), None)
-    except OSError as error:
+    except (OSError, ValueError, TypeError) as error:  # astropy raises all of them for damaged files
         raise FrameError(f"{what} must be a FITS file that can be read ({error})", path) from error
     if data is None or data.shape != shape:
         raise FrameError(f"{what} must be an image of shape {shape}, got {None if data is None else data.shape}", path)
@@ -118,6 +118,9 @@ def subtract_files(reference: str | Path, image: str | Path, output: str | Path,
         If a file cannot be used or the image cannot be aligned or solved.
     """
     reference, image, output = (Path(p).expanduser() for p in (reference, image, output))
+    for path in (reference, image, mask, error):
+        if path is not None and output.resolve() == Path(path).expanduser().resolve():
+            raise ConfigError(f"output must be another file than the inputs, got {output}")
     if output.exists() and not overwrite:
         raise ConfigError(f"output must be a new file (or say overwrite), got {output}")
     config = RunConfig(frames=(str(image),), output=str(output), kernel_size=kernel_size, align=align, gain=gain,
@@ -136,10 +139,9 @@ def subtract_files(reference: str | Path, image: str | Path, output: str | Path,
     placed = place_batch([prepared], made.region.shape, backend)
     stack = made.plan.subtract(placed.data, placed.error, placed.mask).to_host()
     flags = int(stack.status[0]) | prepared.flags | looks[1].flags
-    if stack.failed[0]:
-        raise FrameError(f"no solution ({', '.join(FRAME_FLAGS.decode(flags))})", image)
+    stack.require_solution(0)
     cards = provenance(backend, reference.name, {
-        "IMAGE": (image.name[-60:], "the frame"), "KSIZE": (made.kernel_size, "[pix] side of the kernel"),
+        "IMAGE": (image.name, "the frame"), "KSIZE": (made.kernel_size, "[pix] side of the kernel"),
         "SCALE": (float(stack.scale[0]), "image flux over reference flux, at the centre"),
         "SCALEERR": (float(stack.scale_error[0]), "1 sigma of SCALE"),
         "CHI2": (float(stack.chi2[0]), "chi^2 per degree of freedom of the fit"),
