@@ -59,6 +59,7 @@ class StrictArray:
     dtype = property(lambda self: self.hidden.dtype)
     ndim = property(lambda self: self.hidden.ndim)
     size = property(lambda self: self.hidden.size)
+    strides = property(lambda self: self.hidden.strides)
     nbytes = property(lambda self: self.hidden.nbytes)
     T = property(lambda self: wrap(self.hidden.T))
     real = property(lambda self: wrap(self.hidden.real))
@@ -109,6 +110,8 @@ def make_strict_backend() -> Backend:
     plain = make_numpy_backend()
     xp = SimpleNamespace(**{name: _function(name) for name in FUNCTIONS}, **{n: getattr(np, n) for n in CONSTANTS})
     xp.fft = SimpleNamespace(fftfreq=lambda n: wrap(np.fft.fftfreq(n)), rfftfreq=lambda n: wrap(np.fft.rfftfreq(n)))
+    xp.lib = SimpleNamespace(stride_tricks=SimpleNamespace(
+        as_strided=lambda a, shape, strides: wrap(np.lib.stride_tricks.as_strided(unwrap(a), shape, strides))))
     return Backend(
         name="strict", xp=xp, array_type=StrictArray, upload=lambda a: StrictArray(a.copy()),
         download=lambda a: a.hidden.copy(),

@@ -358,3 +358,75 @@ def test_eso085_integers_without_wcs_and_with_saturation(real_data, tmp_path):
     for row in epochs:
         with fits.open(output / "difference" / f"{row['name']}.fits") as hdus:
             assert ((hdus["MASK"].data & 2) > 0).sum() > 10
+
+
+def test_files_of_one_name_and_of_any_letters_are_kept_apart(frames, target, done, tmp_path):
+    """Two a.fits in different folders, a real a-2.fits, and a name that FITS cards cannot hold."""
+    names = sorted(frames.glob("*.fits"))
+    places = [tmp_path / "x" / "a.fits", tmp_path / "y" / "a.fits", tmp_path / "x" / "a-2.fits", tmp_path / "é star.fits"]
+    for source, place in zip(names, places, strict=False):
+        place.parent.mkdir(exist_ok=True)
+        shutil.copy(source, place)
+    output = tmp_path / "out"
+    assert main(["run", *map(str, places), *target, "--output", str(output), "--quiet"]) == 0
+    held(output)
+    epochs = Table.read(output / "epochs.ecsv")
+    assert len(set(epochs["name"])) == 4
+    assert len(list((output / "difference").glob("*.fits"))) == 4
+    before = {row["mjd"]: row["sky"] for row in Table.read(done / "epochs.ecsv")}
+    assert all(before[row["mjd"]] == row["sky"] for row in epochs)
+    assert len(set(Table.read(output / "target.ecsv")["flux"])) == 4
+
+
+def test_inputs_are_never_overwritten(frames, done, tmp_path, capsys):
+    names = sorted(frames.glob("*.fits"))
+    before = names[1].read_bytes()
+    assert main(["subtract", str(names[0]), str(names[1]), "--output", str(names[1]), "--overwrite"]) == 2
+    assert "output must be another file than the inputs" in capsys.readouterr().err
+    assert names[1].read_bytes() == before
+    products = sorted((done / "difference").glob("*.fits"))
+    assert main(["run", *map(str, products), "--output", str(done), "--overwrite"]) == 2
+    assert "frames must not be results that overwrite would remove" in capsys.readouterr().err
+    assert all(path.exists() for path in products)
+
+
+def test_a_run_that_came_to_nothing_does_not_block_its_folder(frames, target, tmp_path):
+    output = tmp_path / "out"
+    assert main(["run", str(frames), "--ra", "10", "--dec", "10", "--output", str(output), "--quiet"]) == 1
+    assert main(["run", str(frames), *target, "--output", str(output), "--quiet", "--no-products"]) == 0
+
+
+def test_an_unexpected_error_stays_with_its_frame(frames, target, tmp_path, monkeypatch):
+    import gpudia.pipeline.job as job
+
+    real = job.measure_epoch
+
+    def fails_once(measures, stack, i, *rest):
+        if i == 1:
+            raise ZeroDivisionError("nobody thought of this")
+        return real(measures, stack, i, *rest)
+
+    monkeypatch.setattr(job, "measure_epoch", fails_once)
+    output = tmp_path / "out"
+    assert main(["run", str(frames), *target, "--output", str(output), "--quiet", "--no-products"]) == 3
+    epochs = Table.read(output / "epochs.ecsv")
+    assert (epochs["status"] == "ok").sum() == 4
+    assert "unexpected ZeroDivisionError: nobody thought of this" in [str(r) for r in epochs["reason"]]
+    assert "Traceback" in (output / "gpudia.log").read_text()
+
+
+def test_a_batch_that_does_not_fit_is_tried_in_halves(frames, target, done, tmp_path, monkeypatch):
+    import gpudia.pipeline.job as job
+
+    real = job.place_batch
+
+    def small(batch, *rest):
+        if len(batch) > 2:
+            raise MemoryError("5 frames are too many")
+        return real(batch, *rest)
+
+    monkeypatch.setattr(job, "place_batch", small)
+    output = tmp_path / "out"
+    assert main(["run", str(frames), *target, "--output", str(output), "--quiet", "--no-products"]) == 0
+    one, other = Table.read(output / "epochs.ecsv"), Table.read(done / "epochs.ecsv")
+    np.testing.assert_allclose(one["scale"], other["scale"], rtol=1e-9)

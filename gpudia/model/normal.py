@@ -33,10 +33,17 @@ def _fill_block(design: Design, part: Any, tile: int, rows: slice, block: Any) -
     height, width = rows.stop - rows.start, design.tiling.tile[1]
     K, n = design.tiling.kernel_size, design.n_kernel
     terms = design.terms(slice(tile, tile + 1))[:, 0, rows].reshape(-1, height * width)
-    for k, (uy, ux) in enumerate(zip(*np.nonzero(design.support), strict=True)):
-        # kernel pixel (uy, ux) multiplies R(x - u): the shifted reference starts at K - 1 - u in the padded part
-        y, x = rows.start + K - 1 - int(uy), K - 1 - int(ux)
-        block[k] = part[y:y + height, x:x + width].reshape(-1)
+    k = 0
+    for uy, row in enumerate(design.support):
+        # Kernel pixel (uy, ux) multiplies R(x - u): the shifted reference starts at K - 1 - u in the padded part. The
+        # free pixels of one row of the kernel stand side by side: one copy through a view of overlapping windows.
+        strip = part[rows.start + K - 1 - uy:rows.start + K - 1 - uy + height]
+        sy, sx = strip.strides
+        windows = design.xp.lib.stride_tricks.as_strided(strip, shape=(K, height, width), strides=(sx, sy, sx))
+        free = np.flatnonzero(row)
+        first, count = K - 1 - int(free[-1]), len(free)
+        block[k:k + count].reshape(count, height, width)[...] = windows[first:first + count][::-1]
+        k += count
     for p in range(1, design.n_spatial):
         block[p * n:(p + 1) * n] = block[:n] * terms[p]
     block[design.n_spatial * n:design.n_parameters] = terms[:design.n_background]
