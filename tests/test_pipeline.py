@@ -363,7 +363,7 @@ def test_eso085_integers_without_wcs_and_with_saturation(real_data, tmp_path):
 def test_files_of_one_name_and_of_any_letters_are_kept_apart(frames, target, done, tmp_path):
     """Two a.fits in different folders, a real a-2.fits, and a name that FITS cards cannot hold."""
     names = sorted(frames.glob("*.fits"))
-    places = [tmp_path / "x" / "a.fits", tmp_path / "y" / "a.fits", tmp_path / "x" / "a-2.fits", tmp_path / "é star.fits"]
+    places = [tmp_path / name for name in ("x/a.fits", "y/a.fits", "x/a-2.fits", "é star.fits")]
     for source, place in zip(names, places, strict=False):
         place.parent.mkdir(exist_ok=True)
         shutil.copy(source, place)
