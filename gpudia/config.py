@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import glob
-import logging
 import math
 import operator
 import os
@@ -19,12 +17,9 @@ import tomli_w
 
 from gpudia.errors import ConfigError
 
-__all__ = ["FRAME_SUFFIXES", "LayoutNames", "RunConfig", "expand_frames"]
+__all__ = ["LayoutNames", "RunConfig"]
 
-log = logging.getLogger("gpudia.config")
 
-#: What counts as a frame in a folder (in any case).
-FRAME_SUFFIXES = (".fits", ".fit", ".fts", ".fits.fz", ".fits.gz")
 
 
 @dataclass(frozen=True)
@@ -202,7 +197,7 @@ class RunConfig:
     max_stars : int
         Most stars detected per frame (the brightest), at least 3.
     find_defects : bool
-        Mask pixels that are sharper than a star can be (cosmic rays, hot and dead pixels, columns).
+        Mask pixels that are sharper than a star can be (cosmic rays, bad pixels and columns).
     kernel_size : int or "auto"
         Side of the matching kernel, pixels: odd, at least 3. ``auto``: from the frames' seeing.
     kernel_support : {"circle", "square"}
@@ -354,48 +349,3 @@ class RunConfig:
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
-
-
-def expand_frames(patterns: str | os.PathLike[str] | Collection[str | os.PathLike[str]]) -> list[Path]:
-    """List the frames that files, folders and glob patterns stand for.
-
-    Parameters
-    ----------
-    patterns : str, path or sequence of them
-        A folder stands for its files that end in one of `FRAME_SUFFIXES` (hidden ones excepted); a pattern with
-        ``*``, ``?`` or ``[]`` for the files it matches, ``**`` at any depth; anything else is a file, which need
-        not exist: a frame that is missing is for the run to report.
-
-    Returns
-    -------
-    list of Path
-        Sorted, each file once.
-
-    Raises
-    ------
-    ConfigError
-        If nothing at all is found. A folder or pattern that yields nothing beside others that do is logged.
-    """
-    found: dict[str, Path] = {}
-    empty = []
-    for pattern in [os.fspath(p) for p in _as_list(patterns)]:
-        paths = _expand(os.path.expanduser(pattern))
-        if not paths:
-            empty.append(pattern)
-        for path in paths:
-            found.setdefault(os.path.abspath(path), path)
-    if not found:
-        raise ConfigError(f"frames must match at least one file, got {', '.join(map(repr, empty)) or 'none'}")
-    for pattern in empty:
-        log.warning("frames: nothing matches %r", pattern)
-    return sorted(found.values())
-
-
-def _expand(pattern: str) -> list[Path]:
-    path = Path(pattern)
-    if path.is_dir():
-        return [p for p in path.iterdir() if p.is_file() and p.name.lower().endswith(FRAME_SUFFIXES)
-                and not p.name.startswith(".")]
-    if glob.has_magic(pattern) and not path.exists():
-        return [p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file()]
-    return [path]

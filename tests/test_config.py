@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpudia.config import LayoutNames, RunConfig, expand_frames
+from gpudia.config import LayoutNames, RunConfig
 from gpudia.errors import ConfigError
 from gpudia.images import FrameLayout
+from gpudia.pipeline.listing import expand_frames
 
 
 def make(**changes):

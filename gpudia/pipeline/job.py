@@ -15,13 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 from gpudia.backend import Backend, to_host, use_backend
-from gpudia.config import RunConfig, expand_frames
+from gpudia.config import RunConfig
 from gpudia.errors import DataWarning, FrameError
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import FrameLayout
 from gpudia.images.headers import name_of
 from gpudia.model import DifferenceStack
 from gpudia.pipeline.journal import Journal, log_to, prepare_output
+from gpudia.pipeline.listing import expand_frames
 from gpudia.pipeline.looks import FrameStore, Look, choose_reference, frame_errors, region_of, register_all, take_look
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_epoch, prepare_measures
 from gpudia.pipeline.outputs import RunResult, write_difference, write_results
