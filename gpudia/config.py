@@ -20,8 +20,6 @@ from gpudia.errors import ConfigError
 __all__ = ["LayoutNames", "RunConfig"]
 
 
-
-
 @dataclass(frozen=True)
 class _Rule:
     """What a value must be, in words; the test of it; and how an accepted value is kept."""
