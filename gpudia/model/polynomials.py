@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gpudia.backend import Backend, to_device
 from gpudia.errors import InputError
 
-__all__ = ["count_terms", "evaluate_terms", "exponents", "frame_terms", "scaled"]
+__all__ = ["count_terms", "evaluate_terms", "exponents", "scaled"]
 
 
 def exponents(degree: int) -> list[tuple[int, int]]:
@@ -51,11 +50,3 @@ def evaluate_terms(degree: int, x: Any, y: Any, shape: tuple[int, int]) -> np.nd
     """
     u, v = scaled(np.asarray(x, float), shape[1]), scaled(np.asarray(y, float), shape[0])
     return np.stack([u**i * v**j for i, j in exponents(degree)], axis=-1)
-
-
-def frame_terms(degree: int, shape: tuple[int, int], backend: Backend) -> Any:
-    """All terms as planes of shape (P, H, W) on `backend`."""
-    y, x = (scaled(np.arange(n, dtype=float), n) for n in shape)
-    columns = to_device(np.stack([x**i for i, _ in exponents(degree)])[:, None, :], backend)
-    rows = to_device(np.stack([y**j for _, j in exponents(degree)])[:, :, None], backend)
-    return rows * columns

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from gpudia.backend import Backend, to_host, use_backend
 from gpudia.config import RunConfig
 from gpudia.errors import DataWarning, FrameError
-from gpudia.flags import FRAME_FLAGS
+from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import FrameLayout
 from gpudia.images.headers import name_of
 from gpudia.model import DifferenceStack
@@ -268,7 +268,7 @@ def _note_numbers(look: Look, stack: DifferenceStack, i: int, bits: Any, referen
         "shift_x": float(dx), "shift_y": float(dy), "registration_rms": registration.rms,
         "n_matched": registration.n_matched, "route": registration.route, "scale": float(stack.scale[i]),
         "scale_err": float(stack.scale_error[i]), "chi2": chi2, "noise_gain": float(stack.noise_gain[i]),
-        "n_masked": int(((bits & 127) != 0).sum()), "n_clipped": int(stack.n_clipped[i]),
+        "n_masked": int(((bits & (255 - PIXEL_FLAGS.clipped)) != 0).sum()), "n_clipped": int(stack.n_clipped[i]),
         "n_pixels": int(stack.n_pixels[i]), "iterations": int(stack.iterations[i]),
         "epsilon": math.nan, "epsilon_err": math.nan,
     }

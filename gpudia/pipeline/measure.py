@@ -6,7 +6,6 @@ import logging
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,8 +112,7 @@ def measure_epoch(measures: Measures, stack: DifferenceStack, i: int, bits: NDAr
         If the photometric scale is not positive everywhere.
     """
     positions = measures.positions
-    terms = stack.terms_at(positions[:, 0], positions[:, 1])
-    kernels = np.tensordot(terms, stack.coefficients[i], axes=1)
+    kernels = stack.kernel_at(i, *positions.T)
     scale = kernels.sum(axis=(1, 2))
     if not (scale > 0).all():
         raise FrameError(f"photometric scale must be positive at every star, got {scale.min():.3g}")
@@ -125,8 +123,7 @@ def measure_epoch(measures: Measures, stack: DifferenceStack, i: int, bits: NDAr
     noise = EpochNoise(
         image_variance, kernels[0] if one else kernels, measures.reference_variance, measures.reference,
         stack.covariance[i], stack.support,
-        partial(_terms, _degree_of(stack.coefficients.shape[1]), measures.shape),
-        partial(_terms, measures.background_degree, measures.shape))
+        stack.terms_at, partial(evaluate_terms, measures.background_degree, shape=measures.shape))
     difference, variance, flags = stack.difference[i], stack.variance[i], bits | stack.flags[i]
     psf = epoch_psf(measures.psf.stamp, kernels[0] if one else kernels)
     inside = measure_apertures(difference, variance, flags, positions, measures.radius, noise, psf=psf,
@@ -137,12 +134,3 @@ def measure_epoch(measures: Measures, stack: DifferenceStack, i: int, bits: NDAr
               "psf": combine(fitted.flux, fitted.error, measures.flux["psf"], scale, error)}
     found = {"ap": inside.flags | measures.flags["ap"], "psf": fitted.flags | measures.flags["psf"]}
     return EpochFluxes(fluxes, found, scale, error)
-
-
-def _terms(degree: int, shape: tuple[int, int], x: Any, y: Any) -> Float:
-    return evaluate_terms(degree, x, y, shape)
-
-
-def _degree_of(terms: int) -> int:
-    return round((math.sqrt(8 * terms + 1) - 3) / 2)
-

@@ -205,12 +205,8 @@ def _light_curves(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference
     variable = (spread.n_good >= 3) & (spread.chi2 > 1 + 5 * np.sqrt(2 / np.maximum(spread.n_good - 1, 1)))
     sources["flags"] = (np.asarray(sources["flags"]) | measures.flags[best][:n]
                         | np.where(variable, SOURCE_FLAGS.variable, 0)).astype(np.int32)
-    ok = np.array([look in done for look in map(_by_name(done), epochs["name"])], dtype=bool)
+    ok = np.isin(epochs["name"], [look.name for look in done])
     return LightCurves(sources, Table(epochs[ok], meta={}), planes)
-
-
-def _by_name(done: Sequence[Look]) -> Any:
-    return {look.name: look for look in done}.get
 
 
 def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference,
