@@ -41,7 +41,7 @@ class StackBuilder:
         self.flags = xp.zeros(shape, dtype=xp.uint8)
         self.coefficients = xp.empty((B, n))
         self.variances = xp.empty((B, n))
-        self.covariance = xp.empty((B, n, n)) if "covariance" in keep else None
+        self.covariance: Any = xp.empty((B, n, n)) if "covariance" in keep else None
         self.scale_variance, self.chi2 = xp.empty(B), xp.empty(B)
         self.n_pixels, self.n_clipped = xp.zeros(B, dtype=xp.int64), xp.zeros(B, dtype=xp.int64)
         self.status, self.iterations = xp.zeros(B, dtype=xp.int32), xp.zeros(B, dtype=xp.int32)
@@ -64,12 +64,15 @@ class StackBuilder:
         dead = ~alive
         self.coefficients[group] = xp.where(dead[:, None], np.nan, fit.coefficients)
         self.variances[group] = xp.where(dead[:, None], np.nan, fit.variances)
-        if self.covariance is not None:
-            self.covariance[group] = xp.where(dead[:, None, None], np.nan, fit.covariance)
         self.scale_variance[group] = xp.where(dead, np.nan, fit.scale_variance)
         self.chi2[group] = xp.where(dead, np.nan, fit.chi2)
         self.n_pixels[group], self.n_clipped[group] = fit.n_pixels, fit.clipped.sum(axis=(1, 2, 3))
         self.status[group], self.iterations[group] = status, fit.iterations
+
+    def put_covariance(self, group: slice, covariance: Any) -> None:
+        """Store the covariance (b, n, n) of one group after `put`."""
+        dead = ~self.xp.isfinite(self.coefficients[group][:, 0])
+        self.covariance[group] = self.xp.where(dead[:, None, None], np.nan, covariance)
 
     def _pixel_flags(self, finite: Any, good: Any, fit: Fit, alive: Any) -> Any:
         xp, tiling = self.xp, self.design.tiling

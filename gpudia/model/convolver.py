@@ -7,6 +7,7 @@ dense K-column Fourier matrices (two small matrix products) instead of padded FF
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,16 @@ class TileConvolver:
     -----
     With h = K//2 and u = (uy, ux) running over -h .. h, `convolve` gives sum_u k[u + h] image(x - u), a true
     convolution: ``kernel[h, h]`` multiplies the pixel itself.
+
+    Planes here have the shape (hf, wf) of the transforms: the tile's (h, w) valid pixels come first, what lies beyond
+    is not defined after `convolve` and must be zero before `correlate`. So no product copies a plane to pad or cut it.
     """
 
     def __init__(self, image: Any, tiling: Tiling) -> None:
         self.backend = backend_of(image)
         self.tiling = tiling
         self.spectrum = self.backend.rfft2(tiling.split_with_margin(image), tiling.fft_shape)
+        self._conjugate = self.backend.xp.conj(self.spectrum)
         (height, width), K = tiling.fft_shape, tiling.kernel_size
         half = width // 2 + 1
         # Kernel pixel i sits at shift i - (K - 1): the valid pixels of the cyclic convolution then start at index 0.
@@ -55,20 +60,28 @@ class TileConvolver:
         self._back_real = to_device(back.real, self.backend)
         self._back_imag = to_device(back.imag, self.backend)
 
+    def single(self) -> TileConvolver:
+        """Return the same in single precision (complex64 spectra, float32 planes)."""
+        xp = self.backend.xp
+        other = copy.copy(self)
+        for name in ("spectrum", "_conjugate", "_rows", "_columns", "_rows_back"):
+            setattr(other, name, getattr(self, name).astype(xp.complex64))
+        for name in ("_back_real", "_back_imag"):
+            setattr(other, name, getattr(self, name).astype(xp.float32))
+        return other
+
     def transform(self, kernels: Any) -> Any:
         """Transform kernels (..., K, K) to half spectra (..., hf, wf // 2 + 1)."""
         return self._rows @ (kernels @ self._columns)
 
     def convolve(self, kernel_spectra: Any, tiles: slice = slice(None)) -> Any:
-        """Convolve the image with kernels given by `transform` (B, hf, wh): planes (B, t, h, w)."""
-        h, w = self.tiling.tile
-        product = self.spectrum[None, tiles] * kernel_spectra[:, None]
-        return self.backend.irfft2(product, self.tiling.fft_shape)[..., :h, :w]
+        """Convolve the image with kernels given by `transform` (B, hf, wh): planes (B, t, hf, wf)."""
+        return self.backend.irfft2(self.spectrum[None, tiles] * kernel_spectra[:, None], self.tiling.fft_shape)
 
     def correlate(self, planes: Any, tiles: slice = slice(None)) -> Any:
-        """First half of the adjoint: planes (B, t, h, w) to spectra (B, hf, wh), summed over the tiles."""
+        """First half of the adjoint: planes (B, t, hf, wf) to spectra (B, hf, wh), summed over the tiles."""
         spectra = self.backend.rfft2(planes, self.tiling.fft_shape)
-        spectra *= self.backend.xp.conj(self.spectrum[None, tiles])
+        spectra *= self._conjugate[None, tiles]
         return spectra[:, 0] if spectra.shape[1] == 1 else spectra.sum(axis=1)
 
     def lags(self, spectra: Any) -> Any:

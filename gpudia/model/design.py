@@ -7,6 +7,7 @@ Coefficients a are ordered: for each kernel polynomial p the pixels of the suppo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +46,9 @@ class Design:
         self.tiling = tiling
         self.support = support
         self.reference = reference
+        self.dtype = self.xp.float64
         self.convolver = TileConvolver(reference, tiling)
+        self.spatial_degree = spatial_degree
         self.n_kernel = int(support.sum())
         self.n_spatial = count_terms(spatial_degree)
         self.n_background = count_terms(background_degree)
@@ -53,22 +56,46 @@ class Design:
         self._index = None
         if not support.all():
             self._index = to_device(np.flatnonzero(support), self.backend)
-        self._make_terms(max(spatial_degree, background_degree))
+        self._make_terms(spatial_degree, background_degree)
 
-    def _make_terms(self, degree: int) -> None:
+    def _make_terms(self, spatial_degree: int, background_degree: int) -> None:
+        """Powers of the scaled coordinates on every tile, (T, hf, degree + 1) and (T, wf, degree + 1)."""
         (rows, columns), (h, w), m = self.tiling.grid, self.tiling.tile, self.tiling.margin
-        height, width = self.tiling.shape
-        y = scaled(np.arange(rows * h) + m, height).reshape(rows, 1, h, 1).repeat(columns, axis=1)
-        x = scaled(np.arange(columns * w) + m, width).reshape(1, columns, 1, w).repeat(rows, axis=0)
-        powers = exponents(degree)
-        self._y = to_device(np.stack([y**j for _, j in powers]).reshape(len(powers), -1, h, 1), self.backend)
-        self._x = to_device(np.stack([x**i for i, _ in powers]).reshape(len(powers), -1, 1, w), self.backend)
-        size = len(powers) * self.tiling.count * h * w * 8
-        self._terms = self._y * self._x if size <= _KEEP_TERMS_BYTES else None
+        (height, width), (hf, wf) = self.tiling.shape, self.tiling.fft_shape
+        degree = max(spatial_degree, background_degree)
+        y = np.repeat(scaled(np.add.outer(np.arange(rows) * h, np.arange(hf)) + m, height), columns, axis=0)
+        x = np.tile(scaled(np.add.outer(np.arange(columns) * w, np.arange(wf)) + m, width), (rows, 1))
+        self._y = to_device(y[..., None] ** np.arange(degree + 1), self.backend)
+        self._x = to_device(x[..., None] ** np.arange(degree + 1), self.backend)
+        self._background_powers = exponents(background_degree)
+        self._degree = background_degree
+        self._powers = exponents(degree)
+        everything = slice(None)
+        self._terms = None
+        if self.n_spatial * self.tiling.count * hf * wf * 8 <= _KEEP_TERMS_BYTES:
+            self._terms = self.terms_at((everything, everything, everything), self.n_spatial)
+
+    def terms_at(self, place: tuple[Any, slice, slice], count: int) -> Any:
+        """Values of the first terms on rows and columns of some tiles (or one), (count, ..., rows, columns)."""
+        tiles, rows, columns = place
+        y, x = self._y[tiles][..., rows, :], self._x[tiles][..., columns, :]
+        return self.xp.stack([y[..., :, None, j] * x[..., None, :, i] for i, j in self._powers[:count]])
+
+    def single(self) -> Design:
+        """Return the same operator in single precision."""
+        other = copy.copy(self)
+        other.convolver = self.convolver.single()
+        other.dtype = self.xp.float32
+        for name in ("_y", "_x", "_terms"):
+            value = getattr(self, name)
+            setattr(other, name, None if value is None else value.astype(self.xp.float32))
+        return other
 
     def terms(self, tiles: slice) -> Any:
-        """Values of all polynomial terms on some tiles, (max(P_k, P_b), t, h, w)."""
-        return self._terms[:, tiles] if self._terms is not None else self._y[:, tiles] * self._x[:, tiles]
+        """Values of the kernel's polynomial terms on some tiles, (P_k, t, hf, wf)."""
+        if self._terms is not None:
+            return self._terms[:, tiles]
+        return self.terms_at((tiles, slice(None), slice(None)), self.n_spatial)
 
     def chunks(self, batch: int) -> Iterator[slice]:
         """Slices of tiles that are worked on together: one on a CPU, as many as memory allows on a GPU."""
@@ -94,44 +121,85 @@ class Design:
             flat = flat[:, :, self._index]
         return self.xp.concatenate([flat.reshape(len(kernels), -1), background], axis=1)
 
-    def _synthesise(self, spectra: Any, background: Any, terms: Any, tiles: slice) -> Any:
-        model = self.convolver.convolve(spectra[:, 0], tiles)
-        for p in range(1, self.n_spatial):
-            model = model + terms[p] * self.convolver.convolve(spectra[:, p], tiles)
-        flat = terms[:self.n_background].reshape(self.n_background, -1)
-        return model + (background @ flat).reshape(model.shape)
+    def padded(self, tiles: Any) -> Any:
+        """Tiles (B, T, h, w) with zeros up to the shape of the transforms, (B, T, hf, wf), in the design's dtype."""
+        planes = self.xp.zeros((*tiles.shape[:2], *self.tiling.fft_shape), dtype=self.dtype)
+        h, w = self.tiling.tile
+        planes[..., :h, :w] = tiles
+        return planes
 
-    def _analyse(self, planes: Any, terms: Any, tiles: slice) -> tuple[Any, Any]:
-        spectra = [self.convolver.correlate(planes if p == 0 else terms[p] * planes, tiles)
-                   for p in range(self.n_spatial)]
-        flat = terms[:self.n_background].reshape(self.n_background, -1)
-        return self.xp.stack(spectra, axis=1), planes.reshape(len(planes), -1) @ flat.T
+    def _synthesise(self, spectra: Any, background: Any, tiles: slice) -> Any:
+        model = self.convolver.convolve(spectra[:, 0], tiles)
+        terms: Any = self.terms(tiles) if self.n_spatial > 1 else None
+        for p in range(1, self.n_spatial):
+            part = self.convolver.convolve(spectra[:, p], tiles)
+            part *= terms[p]
+            model += part
+        model += self._background_planes(background, tiles)
+        return model
+
+    def _background_planes(self, background: Any, tiles: slice) -> Any:
+        """Background (B, P_b) on some tiles, (B, t, hf, wf), by rows and columns: sum_j y^j sum_i b_ij x^i."""
+        size = self._degree + 1
+        table = self.xp.zeros((len(background), 1, size, size), dtype=self.dtype)
+        for k, (i, j) in enumerate(self._background_powers):
+            table[:, 0, j, i] = background[:, k]
+        return (self._y[tiles, :, :size] @ table) @ self.xp.swapaxes(self._x[tiles, :, :size], -1, -2)
+
+    def _analyse(self, planes: Any, tiles: slice, spectra: Any, background: Any) -> None:
+        """Add the tiles' part of the adjoint to `spectra` (B, P_k, hf, wh) and `background` (B, P_b)."""
+        terms: Any = self.terms(tiles) if self.n_spatial > 1 else None
+        for p in range(self.n_spatial):
+            part = self.convolver.correlate(planes if p == 0 else terms[p] * planes, tiles)
+            if tiles.start == 0:
+                spectra[:, p] = part
+            else:
+                spectra[:, p] += part
+        size = self._degree + 1
+        table = self.xp.swapaxes(self._y[tiles, :, :size], -1, -2) @ (planes @ self._x[tiles, :, :size])
+        for k, (i, j) in enumerate(self._background_powers):
+            background[:, k] += table[:, :, j, i].sum(axis=1)
 
     def model(self, a: Any) -> Any:
         """U a: coefficients (B, n) to model tiles (B, T, h, w)."""
-        kernels, background = self.unpack(a)
+        kernels, background = self.unpack(a.astype(self.dtype))
         spectra = self.convolver.transform(kernels)
-        parts = [self._synthesise(spectra, background, self.terms(t), t) for t in self.chunks(len(a))]
-        return parts[0] if len(parts) == 1 else self.xp.concatenate(parts, axis=1)
+        h, w = self.tiling.tile
+        out = self.xp.empty((len(a), self.tiling.count, h, w), dtype=self.dtype)
+        for t in self.chunks(len(a)):
+            out[:, t] = self._synthesise(spectra, background, t)[..., :h, :w]
+        return out
+
+    def background(self, a: Any) -> Any:
+        """The background's part of the model: coefficients (B, n) to tiles (B, T, h, w)."""
+        h, w = self.tiling.tile
+        coefficients = a[:, self.n_spatial * self.n_kernel:].astype(self.dtype)
+        out = self.xp.empty((len(a), self.tiling.count, h, w), dtype=self.dtype)
+        for t in self.chunks(len(a)):
+            out[:, t] = self._background_planes(coefficients, t)[..., :h, :w]
+        return out
 
     def _sum_over_tiles(self, planes_of: Any, batch: int) -> Any:
-        spectra = background = None
+        (height, width), xp = self.tiling.fft_shape, self.xp
+        kind = xp.complex64 if self.dtype == xp.float32 else xp.complex128
+        spectra = xp.empty((batch, self.n_spatial, height, width // 2 + 1), dtype=kind)
+        background = xp.zeros((batch, self.n_background), dtype=self.dtype)
         for tiles in self.chunks(batch):
-            terms = self.terms(tiles)
-            s, b = self._analyse(planes_of(terms, tiles), terms, tiles)
-            spectra, background = (s, b) if spectra is None else (spectra + s, background + b)
+            self._analyse(planes_of(tiles), tiles, spectra, background)
         return self.pack(self.convolver.lags(spectra), background)
 
     def adjoint(self, planes: Any) -> Any:
         """U^T v: tiles (B, T, h, w) to coefficients (B, n)."""
-        return self._sum_over_tiles(lambda _, tiles: planes[:, tiles], len(planes))
+        return self._sum_over_tiles(lambda tiles: self.padded(planes[:, tiles]), len(planes))
 
     def normal(self, a: Any, weights: Any) -> Any:
-        """U^T W U a for coefficients (B, n) and weights (B, T, h, w), one tile after another within the cache."""
-        kernels, background = self.unpack(a)
+        """U^T W U a for coefficients (B, n) and `padded` weights (B, T, hf, wf), tile by tile within the cache."""
+        kernels, background = self.unpack(a.astype(self.dtype))
         spectra = self.convolver.transform(kernels)
 
-        def weighted(terms: Any, tiles: slice) -> Any:
-            return weights[:, tiles] * self._synthesise(spectra, background, terms, tiles)
+        def weighted(tiles: slice) -> Any:
+            model = self._synthesise(spectra, background, tiles)
+            model *= weights[:, tiles]
+            return model
 
         return self._sum_over_tiles(weighted, len(a))

@@ -1,4 +1,10 @@
-"""Kernel and background of a group of images: the passes of weights and clipping around the linear solve."""
+"""Kernel and background of a group of images: the passes of weights and clipping around the linear solve.
+
+The solve works on residuals: r = U^T W (d - U a) in double precision, corrections A e = r by conjugate gradients,
+a += e. The model U a and the residual are wanted anyway, so this costs nothing more, and the products inside the
+conjugate gradients may be in single precision (`Fitter.inner`): their rounding is corrected from outside (iterative
+refinement).
+"""
 
 from __future__ import annotations
 
@@ -10,15 +16,23 @@ from gpudia.backend import scalar
 from gpudia.flags import FRAME_FLAGS
 from gpudia.model.convolver import TileConvolver
 from gpudia.model.design import Design
-from gpudia.model.iterative import SharedPreconditioner, conjugate_gradients
+from gpudia.model.iterative import Iterations, SharedPreconditioner, conjugate_gradients
 from gpudia.model.noise import ImageNoise
 from gpudia.model.normal import normal_equations, solve_equations
-from gpudia.model.planes import grow, robust_sigma
+from gpudia.model.planes import grow, middle_deviation
 
 __all__ = ["Fit", "FitSettings", "Fitter"]
 
 #: Passes before the last only make weights: an error of the model of 1e-5 of the signal-to-noise ratio is enough.
 _LOOSE = 1e-5
+#: ... or of a few hundredths of the error that noise brings.
+_LOOSE_NOISE = 0.03
+#: Accuracy of the scale's variance.
+_FOR_ERROR = 1e-3
+#: Gain in accuracy that one correction in single precision is asked for, and the one that it is certain to have.
+_SINGLE_GAIN, _SINGLE_CERTAIN = 1e-5, 1e-3
+#: Corrections in single precision before double precision takes over.
+_ROUNDS = 5
 _SAME_CHI2 = 1e-3
 #: Sigma from which on the pull of a pixel no longer grows, before the last pass.
 _HUBER = 3.0
@@ -36,6 +50,7 @@ class FitSettings:
     clip: float
     solver: str
     covariance: str
+    mixed: bool
     rtol: float
     max_iterations: int
     gain: float | None
@@ -50,7 +65,7 @@ class Fit:
     covariance: Any  # (B, n, n), or the shared (1, n, n)
     variances: Any  # its diagonals, set when the covariance is final
     scale_variance: Any
-    total_weight: Any
+    covariance_ratio: Any  # scale of the shared covariance
     model: Any
     image_variance: Any
     variance: Any
@@ -76,6 +91,11 @@ class Fitter:
     informative : bool array (T, h, w) or None
         Pixels that enter the fit; None: all.
     settings : FitSettings
+
+    Attributes
+    ----------
+    inner : Design
+        The design whose products the conjugate gradients use, in single precision where `settings.mixed`.
     """
 
     def __init__(self, design: Design, preconditioner: SharedPreconditioner,
@@ -88,20 +108,24 @@ class Fitter:
         self.informative = informative
         self.settings = settings
         self.xp = design.xp
+        self.inner = design.single() if settings.mixed else design
 
     def reference_noise(self, a: Any) -> Any:
         """Variance that the reference's noise brings to the model: k(x)^2 (x) variance_R, (B, T, h, w) or 0."""
         if self.variance_convolver is None:
             return 0.0
         design, convolver = self.design, self.variance_convolver
+        h, w = design.tiling.tile
         kernels, _ = design.unpack(a)
-        parts = []
         products = [(p, q, convolver.transform(kernels[:, p] * kernels[:, q] * (1.0 if p == q else 2.0)))
                     for p in range(design.n_spatial) for q in range(p, design.n_spatial)]
+        noise = self.xp.empty((len(a), design.tiling.count, h, w), dtype=self.inner.dtype)
         for tiles in design.chunks(len(a)):
             terms = design.terms(tiles)
-            parts.append(sum(terms[p] * terms[q] * convolver.convolve(s, tiles) for p, q, s in products))
-        noise = parts[0] if len(parts) == 1 else self.xp.concatenate(parts, axis=1)
+            total = convolver.convolve(products[0][2], tiles)
+            for p, q, spectrum in products[1:]:
+                total += terms[p] * terms[q] * convolver.convolve(spectrum, tiles)
+            noise[:, tiles] = total[..., :h, :w]
         return self.xp.maximum(noise, 0.0)  # FFTs leave -1e-16 of the brightest star on empty sky
 
     def fit(self, data: Any, good: Any, noise: ImageNoise) -> Fit:
@@ -117,37 +141,42 @@ class Fitter:
         """
         xp, settings = self.xp, self.settings
         chosen = good if self.informative is None else good & self.informative
-        clipped, trust = xp.zeros_like(good), xp.ones_like(data)
-        variance, a, chi2 = noise.first(), None, None
-        iterations = xp.zeros(len(data), dtype=xp.int32)
-        final = settings.passes == 1
+        clipped, chi2, settled = xp.zeros_like(good), None, False
+        trust: Any = 1.0
+        state, variance = self._start(data, noise.sky), noise.first()
         for number in range(1, settings.passes + 1):
-            weights = xp.where(chosen & ~clipped, 1.0, 0.0) if final else xp.where(chosen, trust, 0.0)
-            weights = weights / variance
+            final = settled or number == settings.passes
+            allowed, trust = (chosen & ~clipped, 1.0) if final else (chosen, trust)
+            weights = xp.where(allowed, trust / variance, 0.0)
             variance = trust = None  # planes of a pass make room for those of the next
-            solution = self._solve(weights, data, a, final)
-            a, iterations = solution.a, iterations + solution.iterations
-            model = self.design.model(a)
-            image_variance = noise.of_model(model)
-            variance = image_variance + self.reference_noise(a)
-            residual = data - model
+            self._solve(state, weights, data, final)
+            image_variance = noise.of_model(data - state.residual)
+            variance = image_variance + self.reference_noise(state.a)
             if final:
                 break
-            found, trust = self._outliers(residual, variance, a, good, chosen)
-            new_chi2 = self._mean(residual**2 / variance, chosen & ~found)
-            residual = model = image_variance = None
+            found, trust = self._outliers(state, data, variance, good, chosen)
+            new_chi2 = self._mean(state.residual.astype(variance.dtype) ** 2 / variance, chosen & ~found)
             settled = chi2 is not None and self._settled(clipped, found, chi2, new_chi2)
             clipped, chi2 = found, new_chi2
-            final = settled or number + 1 == settings.passes
-        significance = residual**2 / variance
-        used = chosen & ~clipped
+        return self._result(state, data, good, chosen & ~clipped, clipped, weights, image_variance, variance)
+
+    def _start(self, data: Any, sky: Any) -> _State:
+        """Begin with an image that is nothing but its sky."""
+        a = self.xp.zeros((len(data), self.design.n_parameters))
+        a[:, self.design.n_spatial * self.design.n_kernel] = sky
+        zero = self.xp.zeros(len(data), dtype=self.xp.int32)
+        return _State(a, data - sky[:, None, None, None], sky, zero, zero)
+
+    def _result(self, state: _State, data: Any, good: Any, used: Any, clipped: Any, weights: Any, image_variance: Any,
+                variance: Any) -> Fit:
+        xp = self.xp
         n_pixels = used.sum(axis=(1, 2, 3))
         dof = xp.maximum(n_pixels - self.design.n_parameters, 1)
-        chi2 = xp.where(used, significance, 0.0).sum(axis=(1, 2, 3)) / dof
-        status = solution.status | self._too_few(n_pixels)
-        covariance, scale_variance = self._covariance(solution, weights)
-        return Fit(a, covariance, None, scale_variance, weights.sum(axis=(1, 2, 3)), model, image_variance, variance,
-                   clipped, self._spoilt(a, good), chi2, n_pixels, iterations, status)
+        chi2 = xp.where(used, state.residual**2 / variance, 0.0).sum(axis=(1, 2, 3)) / dof
+        covariance, scale_variance = self._covariance(state, weights)
+        return Fit(state.a, covariance, None, scale_variance, self.preconditioner.ratio(weights), data - state.residual,
+                   image_variance, variance, clipped, self._spoilt(state.a, good), chi2, n_pixels, state.iterations,
+                   state.status | self._too_few(n_pixels))
 
     def _spoilt(self, a: Any, good: Any) -> Any:
         """Pixels whose model stands on masked reference pixels by more than 5 % of the kernel, bool (B, T, h, w)."""
@@ -155,22 +184,25 @@ class Fitter:
         if self.bad_convolver is None:
             return xp.zeros_like(good)
         kernel = self.design.unpack(a)[0][:, 0]
-        share = self.bad_convolver.convolve(self.bad_convolver.transform(xp.abs(kernel)))
+        h, w = self.design.tiling.tile
+        share = self.bad_convolver.convolve(self.bad_convolver.transform(xp.abs(kernel)))[..., :h, :w]
         return share > _SPOILT * xp.abs(kernel.sum(axis=(1, 2)))[:, None, None, None]
 
-    def _covariance(self, solution: _Solution, weights: Any) -> tuple[Any, Any]:
-        """Covariance and the exact variance of the scale, 1^T C 1 over the central kernel."""
-        xp, m = self.xp, self.design.n_kernel
-        if self.settings.covariance == "exact" or self.settings.solver == "direct":
-            return solution.covariance, solution.covariance[:, :m, :m].sum(axis=(1, 2))
+    def _covariance(self, state: _State, weights: Any) -> tuple[Any, Any]:
+        """Covariance (None where it is shared) and the exact variance of the scale, 1^T C 1 over the central kernel."""
+        xp, m, rows = self.xp, self.design.n_kernel, state.exact_rows
+        if rows is not None and len(rows) == len(weights):
+            return state.covariance, state.covariance[:, :m, :m].sum(axis=(1, 2))
         ones = xp.zeros((len(weights), self.design.n_parameters))
         ones[:, :m] = 1.0
-        # One more solve, A x = 1: half the digits are plenty for an error.
-        x = conjugate_gradients(self.design, self.preconditioner, weights, ones, None, _LOOSE,
-                                self.settings.max_iterations).solution
-        return self.preconditioner.matrix()[None], (x * ones).sum(axis=1)
+        zero = xp.zeros(len(weights))
+        x = self._correction(weights, ones, zero, self.inner, _FOR_ERROR).solution  # A x = 1
+        scale_variance = (x * ones).sum(axis=1)
+        if rows is not None:
+            scale_variance[rows] = state.covariance[:, :m, :m].sum(axis=(1, 2))
+        return None, scale_variance
 
-    def _outliers(self, residual: Any, variance: Any, a: Any, good: Any, chosen: Any) -> tuple[Any, Any]:
+    def _outliers(self, state: _State, data: Any, variance: Any, good: Any, chosen: Any) -> tuple[Any, Any]:
         """Pixels beyond the clip with the good ones beside them, and each pixel's weight for a pass before the last.
 
         Before the last pass a deviant pixel is not dropped but its pull is bounded (Huber's weights, 3 sigma): a first
@@ -179,11 +211,11 @@ class Fitter:
         whole image, the clip is in units of the true scatter: else a wrong gain would leave nothing to fit.
         """
         xp, tiling = self.xp, self.design.tiling
-        kernels, background = self.design.unpack(a)
-        light = self.design.model(self.design.pack(kernels, background * 0.0))
-        pull = residual / xp.sqrt(variance + (_MODEL_ERROR * light) ** 2)
-        spread = robust_sigma(pull, chosen)
-        deviation = xp.abs(pull) / xp.where(spread > 1, spread, 1.0)[:, None, None, None]
+        model, residual = (data - state.residual).astype(variance.dtype), state.residual.astype(variance.dtype)
+        light = model - self.inner.background(state.a)
+        pull = xp.abs(residual) / xp.sqrt(variance + (_MODEL_ERROR * light) ** 2)
+        spread = middle_deviation(pull, chosen)
+        deviation = pull / xp.where(spread > 1, spread, 1.0).astype(pull.dtype)[:, None, None, None]
         found = good & (deviation > self.settings.clip)
         limit = math.inf if math.isinf(self.settings.clip) else _HUBER
         trust = xp.minimum(1.0, limit / xp.maximum(deviation, 1e-30))
@@ -201,32 +233,93 @@ class Fitter:
         xp = self.xp
         return xp.where(n_pixels <= self.design.n_parameters, FRAME_FLAGS.no_pixels, 0).astype(xp.int32)
 
-    def _solve(self, weights: Any, data: Any, start: Any, final: bool) -> _Solution:
+    def _limit(self, weights: Any, data: Any, sky: Any, final: bool) -> Any:
+        """chi^2 of the model's error at which a solution is good enough, (B,).
+
+        In the last pass rtol^2 times the signal's, sum w (d - sky)^2. Noise itself gives the model an error of n, the
+        number of coefficients: for a pass that only makes weights a few hundredths of that will do.
+        """
+        axes, settings = (1, 2, 3), self.settings
+        light = (data - sky[:, None, None, None]).astype(weights.dtype)
+        data = data.astype(weights.dtype)
+        signal = (weights * light * light).sum(axis=axes) + 1e-8 * (weights * data * data).sum(axis=axes)
+        if final:
+            return settings.rtol**2 * signal
+        return self.xp.minimum(_LOOSE**2 * signal + _LOOSE_NOISE * self.design.n_parameters, 1e-4 * signal)
+
+    def _correction(self, weights: Any, r: Any, limit: Any, inner: Design, share: float = 0.0) -> Iterations:
+        """Solve A e = r by conjugate gradients, the weights scaled to 1 at most."""
+        xp = self.xp
+        size = weights.max(axis=(1, 2, 3))
+        size = xp.where(size > 0, size, 1.0)
+        planes = inner.padded(weights / size[:, None, None, None])
+        found = conjugate_gradients(inner, self.preconditioner, planes, r.astype(xp.float64) / size[:, None],
+                                    limit / size, share, self.settings.max_iterations)
+        found.energy = found.energy * size
+        return found
+
+    def _solve(self, state: _State, weights: Any, data: Any, final: bool) -> None:
+        """Bring a state to the solution under some weights."""
         settings, xp = self.settings, self.xp
-        iterate = not (final and settings.solver == "direct")
-        iterations = xp.zeros(len(data), dtype=xp.int32)
-        status = xp.zeros(len(data), dtype=xp.int32)
-        a = None
-        if iterate:
-            result = conjugate_gradients(self.design, self.preconditioner, weights,
-                                         self.design.adjoint(weights * data), start,
-                                         settings.rtol if final else _LOOSE, settings.max_iterations)
-            a, iterations = result.solution, result.iterations
-            converged = scalar(result.converged.all())
-            if converged and (not final or settings.covariance == "shared"):
-                return _Solution(a, None, iterations, status)
-            status = xp.where(result.converged, 0, FRAME_FLAGS.no_convergence).astype(xp.int32)
-        matrix, vector = normal_equations(self.design, weights, data)
+        suited = self.preconditioner.suits(weights)
+        converged = xp.zeros(len(data), dtype=bool)
+        if math.isfinite(self.preconditioner.condition) and not (final and settings.solver == "direct"):
+            converged = self._iterate(state, weights, data, suited, final)
+            failed = suited & ~converged
+            state.status = state.status | xp.where(failed, FRAME_FLAGS.no_convergence, 0).astype(xp.int32)
+        exactly = ~(converged & suited)
+        if final and settings.covariance == "exact":
+            exactly = xp.ones_like(exactly)
+        if scalar(exactly.any()):
+            self._solve_directly(state, weights, data, xp.flatnonzero(exactly), final)
+
+    def _solve_directly(self, state: _State, weights: Any, data: Any, rows: Any, final: bool) -> None:
+        """Replace some rows of a state by the exact solution."""
+        matrix, vector = normal_equations(self.design, weights[rows], data[rows])
         exact, covariance, ok = solve_equations(self.design, matrix, vector)
-        use_exact = ~result.converged[:, None] if iterate else xp.ones((len(data), 1), dtype=bool)
-        a = exact if a is None else xp.where(use_exact, exact, a)
-        status = status | xp.where(ok, 0, FRAME_FLAGS.singular).astype(xp.int32)
-        return _Solution(a, covariance, iterations, status)
+        state.a = state.a.copy()
+        state.a[rows] = exact
+        state.residual[rows] = data[rows] - self.design.model(exact)
+        state.status = state.status.copy()
+        state.status[rows] |= self.xp.where(ok, 0, FRAME_FLAGS.singular).astype(self.xp.int32)
+        if final:
+            state.covariance, state.exact_rows = covariance, rows
+
+    def _iterate(self, state: _State, weights: Any, data: Any, suited: Any, final: bool) -> Any:
+        """Correct the state until its error is small; return which images are there, (B,)."""
+        design, xp = self.design, self.xp
+        limit = xp.where(suited, self._limit(weights, data, state.sky, final), xp.inf)
+        for number in range(_ROUNDS + 1):
+            inner = self.inner if number < _ROUNDS else design
+            r = (design if final else inner).adjoint(weights * state.residual)
+            reach = limit
+            if inner is not design:  # single precision does not gain more than five digits at once
+                reach = xp.maximum(limit, _SINGLE_GAIN**2 * self._energy(r, weights))
+            found = self._correction(weights, r, reach, inner)
+            state.a = state.a + found.solution
+            state.residual = data - design.model(state.a)
+            state.iterations = state.iterations + found.iterations
+            if not final or inner is design:
+                return found.converged
+            # ... and three of them for certain
+            converged = found.converged & (found.energy * _SINGLE_CERTAIN**2 <= limit)
+            if scalar(converged.all()):
+                break
+        return converged
+
+    def _energy(self, r: Any, weights: Any) -> Any:
+        """Estimate of the energy e^T A e of the error that a residual r stands for, (B,)."""
+        return (r * self.preconditioner(r)).sum(axis=1) * self.preconditioner.ratio(weights)
 
 
 @dataclass
-class _Solution:
+class _State:
+    """Where a group of images stands: coefficients (B, n), residual (B, T, h, w), and what led there."""
+
     a: Any
-    covariance: Any
+    residual: Any
+    sky: Any
     iterations: Any
     status: Any
+    covariance: Any = None  # of the rows solved directly in the last pass
+    exact_rows: Any = None

@@ -2,8 +2,7 @@
 
 Only weights and data differ from image to image; the reference is shared. The products with U and U^T are FFTs with
 the reference (`Design.normal`), and the preconditioner is the normal matrix of the shared reference under one weight
-map, inverted once (`SharedPreconditioner`). For kernels that vary over the frame it is the Kronecker product of the
-polynomials' weighted Gram matrix and the constant-kernel matrix.
+map, inverted once (`SharedPreconditioner`).
 """
 
 from __future__ import annotations
@@ -11,13 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from gpudia.backend import scalar, to_device, to_host
+from gpudia.backend import namespace_of, scalar, to_host
+from gpudia.model.convolver import TileConvolver
 from gpudia.model.design import Design
-from gpudia.model.normal import normal_equations, solve_equations
+from gpudia.model.normal import invert, normal_moments
+from gpudia.model.polynomials import exponents
 
 __all__ = ["Iterations", "SharedPreconditioner", "conjugate_gradients"]
+
+#: Condition up to which products in single precision make a preconditioner and converge.
+_SINGLE_CONDITION = 1e5
+#: Ratio of an image's and the shared weights on bright against all pixels, up to which they count as alike.
+_CONTRAST = 100.0
 
 
 class SharedPreconditioner:
@@ -29,121 +33,211 @@ class SharedPreconditioner:
         The model.
     base : Design
         The same reference and support with a constant kernel, and (for a varying kernel) a constant background.
-    weights : array (1, T, h, w)
+    weights : array (T, h, w)
         A weight map typical of the images.
+
+    Attributes
+    ----------
+    constant : array (n_0, n_0)
+        Inverse normal matrix of the constant kernel.
+    matrix : array (n, n)
+        The approximate inverse normal matrix of the design.
+    condition : float
+        Lower bound of the condition number of that of the constant kernel (scaled to a unit diagonal); infinite where
+        the reference does not determine a kernel.
+
+    Notes
+    -----
+    For a kernel that varies the frame is taken as cells in each of which the polynomials are constant. A cell's sum of
+    products serves all blocks then: A[p, q] = sum_cells p_p p_q A_cell, at the cost of the constant kernel's sum.
     """
 
     def __init__(self, design: Design, base: Design, weights: Any) -> None:
         self.design = design
-        self.base = base
-        matrix, vector = normal_equations(base, weights, weights * 0.0)
-        _, covariance, _ = solve_equations(base, matrix, vector)
-        #: Sum of the weights that the matrix was made with.
-        self.total_weight = weights.sum()
-        #: Inverse normal matrix of the constant kernel, (n_0, n_0).
-        self.inverse = covariance[0]
-        self._gram_inverse = None
-        if design.n_spatial > 1:
-            self._gram_inverse = self._spatial_gram(weights)
+        self._power = _power_under_kernel(base)
+        information = weights * self._power
+        self._information, self._total = information.sum(), weights.sum()
+        host = to_host(information)
+        moments = normal_moments(base.single(), weights, host, design.spatial_degree)
+        constant, self.condition = _checked_inverse(base, moments[0])
+        if not self.suits_single:
+            moments = normal_moments(base, weights, host, design.spatial_degree)
+            constant, self.condition = _checked_inverse(base, moments[0])
+        self.constant = constant
+        self.matrix = constant if design is base else self._varying(moments, weights)
+        self._factor = self.matrix.astype(design.xp.float32) if self.suits_single else self.matrix
 
-    def _spatial_gram(self, weights: Any) -> Any:
-        design, xp = self.design, self.design.xp
-        gram: Any = 0.0
-        for tiles in design.chunks(1):
-            terms = design.terms(tiles)
-            flat = terms.reshape(len(terms), -1)
-            gram = gram + (flat * weights[0, tiles].reshape(-1)) @ flat.T
-        host = to_host(gram / xp.where(gram[0, 0] > 0, gram[0, 0], 1.0))
-        P, Q = design.n_spatial, design.n_background
-        # A weight map with few good pixels may not determine all terms: then fall back on their own scale.
-        host = host + 1e-6 * np.diag(np.maximum(np.diag(host), 1e-6))
-        self._extra = to_device(np.linalg.inv(host[:Q, :Q])[P:, P:], design.backend) if Q > P else None
-        return to_device(np.linalg.inv(host[:P, :P]), design.backend)
+    @property
+    def suits_single(self) -> bool:
+        """Whether the equations are well enough conditioned for products in single precision."""
+        return self.condition < _SINGLE_CONDITION
+
+    def ratio(self, weights: Any) -> Any:
+        """Scale of an image's covariance over the shared one: the ratio of the traces of the normal matrices, (B,).
+
+        The trace is sum_x w(x) sum_u R(x - u)^2, a weighted sum over one plane.
+        """
+        xp = self.design.xp
+        information = (weights * self._power).sum(axis=(1, 2, 3))
+        return self._information / xp.where(information > 0, information, xp.nan)
+
+    def suits(self, weights: Any) -> Any:
+        """Whether an image's weights are near enough to the typical ones for the iteration to be trusted, (B,) bool.
+
+        One pixel a billion times brighter than the others, say, that has all the weight in one map and none in the
+        other, would leave the iteration stuck without notice.
+        """
+        xp = self.design.xp
+        total = weights.sum(axis=(1, 2, 3))
+        by_weight = self._total / xp.where(total > 0, total, xp.nan)
+        contrast = self.ratio(weights) / xp.where(by_weight > 0, by_weight, xp.nan)
+        return (contrast < _CONTRAST) & (contrast > 1 / _CONTRAST)
 
     def __call__(self, residual: Any) -> Any:
         """Apply to residuals (B, n)."""
-        if self._gram_inverse is None:
-            return _rows_times(residual, self.inverse)
+        # One product per row: the result of an image does not depend on how many stand beside it.
+        rows = residual.astype(self._factor.dtype)[:, None, :]
+        return (rows @ self._factor)[:, 0].astype(residual.dtype)
+
+    def _varying(self, moments: Any, weights: Any) -> Any:
+        """Inverse for a varying kernel from the moments (count_terms(2 degree), m + 1, m + 1)."""
         design, xp = self.design, self.design.xp
-        P, Q, m = design.n_spatial, design.n_background, design.n_kernel
-        split = P * m
-        shared = min(P, Q)
-        blocks = xp.zeros((len(residual), P, m + 1), dtype=residual.dtype)
-        blocks[:, :, :m] = residual[:, :split].reshape(-1, P, m)
-        blocks[:, :shared, m] = residual[:, split:split + shared]
-        blocks = self._gram_inverse @ (blocks @ self.inverse)
-        parts = [blocks[:, :, :m].reshape(len(residual), -1), blocks[:, :shared, m]]
-        if self._extra is not None:
-            parts.append(_rows_times(residual[:, split + P:], self._extra) / self.total_weight)
-        return xp.concatenate(parts, axis=1)
+        P, Q, m, n = design.n_spatial, design.n_background, design.n_kernel, design.n_parameters
+        powers = exponents(2 * design.spatial_degree)
+        # One block of m + 1 rows for each polynomial: the kernel's and the background's. Where the background has fewer
+        # terms those rows fall away; where it has more, the others stand alone.
+        index = [(slice(p * m, (p + 1) * m), P * m + p) for p in range(P)]
+        matrix = xp.zeros((n, n))
+        for p, (rows, row) in enumerate(index):
+            for q, (columns, column) in enumerate(index):
+                (ip, jp), (iq, jq) = powers[p], powers[q]
+                block = moments[powers.index((ip + iq, jp + jq))]
+                matrix[rows, columns] = block[:m, :m]
+                if q < Q:
+                    matrix[rows, column] = block[:m, m]
+                if p < Q:
+                    matrix[row, columns] = block[m, :m]
+                if p < Q and q < Q:
+                    matrix[row, column] = block[m, m]
+        if Q > P:
+            matrix[P * m + P:, P * m + P:] = self._background_gram(weights)[P:, P:]
+        return invert(design, matrix[None])[0][0]
 
-    def matrix(self) -> Any:
-        """Return the approximate inverse as a matrix (n, n)."""
-        if self._gram_inverse is None:
-            return self.inverse
-        return self(self.design.xp.eye(self.design.n_parameters))
+    def _background_gram(self, weights: Any) -> Any:
+        design = self.design
+        (h, w), Q = design.tiling.tile, design.n_background
+        gram: Any = 0.0
+        for tiles in design.chunks(1):
+            flat = design.terms_at((tiles, slice(0, h), slice(0, w)), Q).reshape(Q, -1)
+            gram = gram + (flat * weights[tiles].reshape(-1)) @ flat.T
+        return gram
 
 
-def _rows_times(rows: Any, matrix: Any) -> Any:
-    # One product per row: the result of an image does not depend on how many stand beside it.
-    return (rows[:, None, :] @ matrix)[:, 0]
+def _power_under_kernel(base: Design) -> Any:
+    """Sum of the squared reference under the kernel's pixels, sum_u R(x - u)^2, (T, h, w)."""
+    squares = TileConvolver(base.reference**2, base.tiling)
+    (h, w), support = base.tiling.tile, base.unpack(base.xp.ones((1, base.n_parameters)))[0][:, 0]
+    return base.xp.maximum(squares.convolve(squares.transform(support))[0, :, :h, :w], 0.0)
+
+
+def _checked_inverse(base: Design, matrix: Any) -> tuple[Any, float]:
+    inverse, _, condition = invert(base, matrix[None])
+    return inverse[0], float(scalar(condition[0]))
 
 
 @dataclass
 class Iterations:
-    """Result of `conjugate_gradients`: solution (B, n), iterations (B,), relative residual (B,), converged (B,)."""
+    """Result of `conjugate_gradients`.
+
+    Attributes
+    ----------
+    solution : (B, n)
+    iterations : (B,)
+    energy : (B,)
+        a^T A a of the solution a.
+    left : (B,)
+        Estimate of the energy of the error that is left.
+    converged : (B,) bool
+    """
 
     solution: Any
     iterations: Any
-    residual: Any
+    energy: Any
+    left: Any
     converged: Any
 
+    def store(self, rows: Any, solution: Any, iterations: Any, energy: Any, left: Any) -> None:
+        """Write the state of some rows."""
+        self.solution[rows], self.iterations[rows] = solution, iterations
+        self.energy[rows], self.left[rows] = energy, left
 
-def conjugate_gradients(design: Design, preconditioner: SharedPreconditioner, weights: Any, vector: Any,
-                        start: Any | None, rtol: float, max_iterations: int) -> Iterations:
-    """Solve U^T W U a = b for each image.
+
+def conjugate_gradients(design: Design, preconditioner: SharedPreconditioner, weights: Any, vector: Any, limit: Any,
+                        share: float, max_iterations: int) -> Iterations:
+    """Solve A a = b, A = U^T W U, for each image from a = 0.
 
     Parameters
     ----------
     design : Design
+        In double or single precision: the products are done in it, all else in double.
     preconditioner : callable
         Residuals (B, n) to approximate solutions (B, n).
-    weights : array (B, T, h, w)
+    weights : array (B, T, hf, wf)
+        `padded`.
     vector : array (B, n)
-        Right-hand sides b = U^T W d.
-    start : array (B, n) or None
-        Where to start from; None starts from the preconditioner's own solution.
-    rtol : float
-        Stop an image when its preconditioned residual norm sqrt(r^T M r) is below `rtol` sqrt(b^T M b): the error of
-        the solution in units of the data's signal-to-noise ratio.
+        Right-hand sides b.
+    limit : array (B,)
+        Stop an image when the energy of the error, e^T A e, is no more than this. With inverse variances as weights
+        that is chi^2 of the model's error, whatever the preconditioner.
+    share : float
+        Stop it, too, when the error's energy is no more than this share of the solution's.
     max_iterations : int
 
     Notes
     -----
-    An image that has converged takes no more steps (its step length is zero) but is computed along with the others of
-    its group; on a CPU a group is one image.
+    A step of length s takes s r^T z off the error's energy (Hestenes & Stiefel 1952, J. Res. NBS 49, 409). Where the
+    last two took d and q d, those to come will take about d q + d q^2 + ... = d q / (1 - q): what is left. An image
+    that has converged takes no more steps. When half of a group have, the others go on alone.
     """
     xp = design.xp
-    a = preconditioner(vector) if start is None else start
-    r = vector - design.normal(a, weights)
-    z = preconditioner(r)
-    p = z
-    rz = (r * z).sum(axis=1)
-    limit = rtol**2 * xp.abs((vector * preconditioner(vector)).sum(axis=1))
-    count = xp.zeros(len(vector), dtype=xp.int32)
-    for _ in range(max_iterations):
-        active = rz > limit  # False for NaN, too
-        if not scalar(active.any()):
+    a, r, z = xp.zeros_like(vector), vector, preconditioner(vector)
+    p, rz = z, (vector * z).sum(axis=1)
+    count, energy = xp.zeros(len(vector), dtype=xp.int32), xp.zeros(len(vector))
+    drop = left = xp.where(rz > 0, xp.inf, rz)
+    out, rows, limits = Iterations(a.copy(), count.copy(), energy.copy(), left.copy(), None), slice(None), limit
+    for number in range(max_iterations):
+        active = left > xp.maximum(limit, share * energy)  # False for NaN, too
+        n_active = int(scalar(active.sum()))
+        if n_active == 0:
             break
-        q = design.normal(p, weights)
+        if number and 2 * n_active <= len(r):
+            out.store(rows, a, count, energy, left)
+            live = xp.flatnonzero(active)
+            rows = live if isinstance(rows, slice) else rows[live]
+            a, r, p, rz, count, energy, drop, left, weights, limit, active = (
+                v[live] for v in (a, r, p, rz, count, energy, drop, left, weights, limit, active))
+        q = design.normal(p, weights).astype(r.dtype)
         pq = (p * q).sum(axis=1)
-        step = xp.where(active & (pq > 0), rz / xp.where(pq > 0, pq, 1.0), 0.0)[:, None]
-        a = a + step * p
-        r = r - step * q
+        step = xp.where(active & (pq > 0), rz / xp.where(pq > 0, pq, 1.0), 0.0)
+        before, drop = drop, xp.where(active, step * rz, drop)
+        left = xp.where(active, _expected(before, drop), left)
+        energy = energy + step * rz
+        a = a + step[:, None] * p
+        r = r - step[:, None] * q
         z = preconditioner(r)
         new = (r * z).sum(axis=1)
         p = z + xp.where(active, new / xp.where(rz > 0, rz, 1.0), 0.0)[:, None] * p
         rz = xp.where(active, new, rz)
         count = count + active
-    residual = xp.sqrt(xp.abs(rz) / xp.where(limit > 0, limit, 1.0)) * rtol
-    return Iterations(a, count, residual, (rz <= limit) & xp.isfinite(a).all(axis=1))
+    out.store(rows, a, count, energy, left)
+    out.converged = (out.left <= xp.maximum(limits, share * out.energy)) & xp.isfinite(out.solution).all(axis=1)
+    return out
+
+
+def _expected(before: Any, drop: Any) -> Any:
+    """Sum of a geometric series of drops after the last two; after the first one as much again."""
+    xp = namespace_of(drop)
+    known = xp.isfinite(before) & (before > 0)
+    ratio = xp.where(known, drop / xp.where(known, before, 1.0), 0.5)
+    ratio = xp.minimum(ratio, 0.95)
+    return drop * ratio / (1.0 - ratio)

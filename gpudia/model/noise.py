@@ -54,26 +54,31 @@ class ImageNoise:
     gain, read_noise : float or None
         e-/ADU and e-; used without an error plane.
     tiling : Tiling
+    dtype : dtype
+        Of the planes of variance.
     """
 
-    def __init__(self, data: Any, good: Any, error: Any, gain: float | None, read_noise: float, tiling: Tiling) -> None:
+    def __init__(self, data: Any, good: Any, error: Any, gain: float | None, read_noise: float, tiling: Tiling,
+                 dtype: Any) -> None:
         self.xp = xp = namespace_of(data)
+        data = data.astype(dtype)
         self.error_plane = error is not None
         self.gain = gain
         self._good = tiling.split(good)
         self._data = tiling.split(data)
-        sky = median_of(xp.where(good, data, xp.nan).reshape(len(data), -1))
+        sky = median_of(data, good)
+        #: Median of the good pixels, (B,); 0 where there are none.
+        self.sky = xp.where(xp.isfinite(sky), sky, 0.0)
         self._first = None
         if self.error_plane:
-            variance = error**2
+            variance = error.astype(dtype) ** 2
             sigma = robust_sigma(data, good)[:, None, None]
-            near_sky = good & (xp.abs(data - sky[:, None, None]) < 3 * sigma)
-            self._slope = _pairs_slope(variance, data, near_sky)[:, None, None, None]
+            near_sky = good & (xp.abs(data - sky.astype(dtype)[:, None, None]) < 3 * sigma.astype(dtype))
+            self._slope = _pairs_slope(variance, data, near_sky).astype(dtype)[:, None, None, None]
             self._variance = tiling.split(xp.where(good, variance, 1.0))
             self._first = tiling.split(smooth(data, good))
         elif gain is not None:
             self._read_variance = (read_noise / gain) ** 2
-            self._sky = xp.where(xp.isfinite(sky), sky, 0.0)[:, None, None, None]
             self._first = tiling.split(smooth(data, good))
 
     def first(self) -> Any:
@@ -83,14 +88,14 @@ class ImageNoise:
 
     def of_model(self, model: Any) -> Any:
         """Variance of the image's own noise given the noise-free model, both (B, T, h, w), ADU^2."""
-        xp = self.xp
+        xp, model = self.xp, model.astype(self._data.dtype)
         if self.error_plane:
             changed = self._variance + self._slope * (model - self._data)
             return xp.where(self._good, xp.maximum(changed, _FLOOR * self._variance), 1.0)
         if self.gain is not None:
-            floor = xp.maximum(self._sky, 0.0) / self.gain
+            floor = (xp.maximum(self.sky, 0.0) / self.gain).astype(model.dtype)[:, None, None, None]
             variance = self._read_variance + xp.maximum(model / self.gain, floor)
             return xp.where(variance > 0, variance, 1.0)
         sigma = robust_sigma(self._data - model, self._good)
         usable = xp.isfinite(sigma) & (sigma > 0)
-        return xp.where(usable, sigma**2, 1.0)[:, None, None, None] + xp.zeros_like(model)
+        return xp.where(usable, sigma**2, 1.0).astype(model.dtype)[:, None, None, None] + xp.zeros_like(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from gpudia.model.fit import Fit, FitSettings, Fitter
 from gpudia.model.inputs import planes_of, uniform_stack
 from gpudia.model.iterative import SharedPreconditioner
 from gpudia.model.noise import ImageNoise
-from gpudia.model.planes import median_of
+from gpudia.model.planes import median_of, robust_sigma
 from gpudia.model.polynomials import count_terms
 from gpudia.model.reference import informative_pixels, prepare_reference
 from gpudia.model.stack import DifferenceStack
@@ -37,6 +38,18 @@ def _number(name: str, value: Any, low: float, rule: str, integer: bool = False)
     if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or value < low:
         raise InputError(f"{name} must be {rule}, got {value!r}")
     return int(value) if integer else float(value)
+
+
+def _unit_of(reference: Any) -> float:
+    """Power of two that brings the reference's scatter near 1.
+
+    Single precision holds numbers of 1e-38 to 1e38, and squares of squares are formed: images in W/m^2 would not fit. A
+    power of two changes no digit.
+    """
+    backend = backend_of(reference)
+    data = reference.astype(backend.xp.float64)[None]
+    sigma = scalar(robust_sigma(data, backend.xp.isfinite(data))[0])
+    return 2.0 ** -round(math.log2(sigma)) if math.isfinite(sigma) and sigma > 0 else 1.0
 
 
 class ReferencePlan:
@@ -82,12 +95,17 @@ class ReferencePlan:
         subtracted. ``math.inf`` clips nothing.
     solver : {"auto", "direct", "iterative"}
         How the last pass is solved: "direct" sums the exact normal matrix and factorises it, "iterative" uses
-        preconditioned conjugate gradients with FFTs. They agree to 1e-6 of the kernel's peak. "auto" is iterative.
-        An iterative solve that does not converge is flagged and done directly.
-    covariance : {"exact", "shared"}
+        preconditioned conjugate gradients with FFTs. They agree to 1e-6 of the kernel's peak. "auto" is iterative,
+        but direct where the exact covariance is asked for: that needs the matrix anyway. An iterative solve that does
+        not converge is flagged and done directly.
+    covariance : {"shared", "exact"}
         "exact" inverts each image's own normal matrix (always so with the direct solver); "shared" takes the shared
         matrix of the reference scaled by the weights, with the image's exact scale error put in: many times faster;
         the errors of single kernel pixels are then estimates.
+    precision : {"auto", "double", "mixed"}
+        "mixed" does the products inside the conjugate gradients in float32 and corrects from outside in float64 until
+        the float64 residual is as small as in "double". "auto" is mixed where the reference's normal matrix is well
+        enough conditioned (1e5). The attribute `precision` says which it is.
     rtol : float
         Accuracy of the iterative solution in units of the signal-to-noise ratio of all the data.
     max_iterations : int
@@ -125,8 +143,8 @@ class ReferencePlan:
     def __init__(self, reference: Any, kernel_size: int, *, error: Any = None, mask: Any = None,
                  fit_mask: Any = None, spatial_degree: int = 0, background_degree: int = 1, support: str = "square",
                  pixels: str = "auto", gain: float | None = None, read_noise: float = 0.0, passes: int = 4,
-                 clip: float = 5.0, solver: str = "auto", covariance: str = "exact", rtol: float = 1e-9,
-                 max_iterations: int = 200) -> None:
+                 clip: float = 5.0, solver: str = "auto", covariance: str = "shared", precision: str = "auto",
+                 rtol: float = 1e-9, max_iterations: int = 200) -> None:
         reference, error, mask = planes_of(reference, error, mask, "reference")
         if reference.ndim != 2:
             raise InputError(f"reference must have two axes (y, x), got shape {tuple(reference.shape)}")
@@ -136,6 +154,9 @@ class ReferencePlan:
         spatial_degree = _number("spatial_degree", spatial_degree, 0, "an integer of 0 or more", integer=True)
         background_degree = _number("background_degree", background_degree, 0, "an integer of 0 or more", integer=True)
         self.settings = _settings(passes, clip, solver, covariance, rtol, max_iterations, gain, read_noise)
+        if precision not in ("auto", "double", "mixed"):
+            raise InputError(f"precision must be 'auto', 'double' or 'mixed', got {precision!r}")
+        self.precision = precision
         self.exact_covariance = self.settings.covariance == "exact" or self.settings.solver == "direct"
         self.support = kernel_support(self.kernel_size, support)
         unknowns = int(self.support.sum()) * count_terms(spatial_degree) + count_terms(background_degree)
@@ -150,7 +171,8 @@ class ReferencePlan:
         if fit_mask is not None and np.shape(fit_mask) != self.shape:
             raise InputError(f"fit_mask must have the shape of reference {self.shape}, got {np.shape(fit_mask)}")
         self._fit_mask = planes_of(reference, None, fit_mask)[2]
-        self.reference = prepare_reference(reference, error, mask)
+        self._unit = _unit_of(reference)
+        self.reference = prepare_reference(reference, error, mask, self._unit)
         self._build(spatial_degree, background_degree)
 
     def _build(self, spatial_degree: int, background_degree: int) -> None:
@@ -158,7 +180,7 @@ class ReferencePlan:
         tiling = choose_tiling(self.shape, self.kernel_size, self.backend.tile_side)
         # Without its sky the reference is no multiple of the constant background: the equations stay well conditioned.
         # The background must have the kernel's terms for that; it is put right again in `_uncentred`.
-        sky = median_of(xp.where(prepared.good, prepared.data, xp.nan).reshape(1, -1))[0]
+        sky = median_of(prepared.data[None], prepared.good[None])[0]
         self._centred = background_degree >= spatial_degree
         self._sky = xp.where(xp.isfinite(sky), sky, 0.0) if self._centred else xp.zeros(())
         data = prepared.data - self._sky
@@ -179,7 +201,10 @@ class ReferencePlan:
         noise = None if prepared.variance is None else TileConvolver(prepared.variance, tiling)
         bad = (~prepared.good).astype(xp.float64)
         holes = TileConvolver(bad, tiling) if scalar(bad.sum()) else None
-        self.fitter = Fitter(self.design, preconditioner, noise, holes, informative, self.settings)
+        mixed = self.precision == "mixed" or (self.precision == "auto" and preconditioner.suits_single)
+        self.precision = "mixed" if mixed else "double"
+        self.fitter = Fitter(self.design, preconditioner, noise, holes, informative,
+                             replace(self.settings, mixed=mixed))
 
     def _usable_rows(self, tiling: Tiling) -> Any:
         """Valid pixels for the fit: nothing but good reference pixels under the kernel, bool (T, h, w)."""
@@ -193,7 +218,8 @@ class ReferencePlan:
         xp = self.backend.xp
         counts = TileConvolver(pixels.astype(xp.float64), tiling)
         support = self.design.unpack(xp.ones((1, self.design.n_parameters)))[0][:, 0]
-        return counts.convolve(counts.transform(support))[0] > 0.5
+        h, w = tiling.tile
+        return counts.convolve(counts.transform(support))[0, :, :h, :w] > 0.5
 
     def _informative(self, tiling: Tiling) -> Any:
         """Pixels that significant light of the reference can reach through the kernel, bool (T, h, w)."""
@@ -204,7 +230,7 @@ class ReferencePlan:
         return self.backend.xp.where(fitted, self.design.tiling.split(self.reference.weights), 0.0)[None]
 
     def _shared(self, base: Design, informative: Any) -> SharedPreconditioner:
-        return SharedPreconditioner(self.design, base, self._fit_weights(informative))
+        return SharedPreconditioner(self.design, base, self._fit_weights(informative)[0])
 
     def _scale_bias(self, shared: SharedPreconditioner, informative: Any) -> Any:
         """Relative bias of the scale that the reference's noise causes, for a kernel of one pixel: the worst case.
@@ -217,7 +243,7 @@ class ReferencePlan:
             return xp.zeros(())
         centre = int(self.support.ravel()[:self.kernel_size**2 // 2].sum())
         noise = (self._fit_weights(informative)[0] * self.design.tiling.split(self.reference.variance)).sum()
-        return -noise * shared.inverse[:m, centre].sum()
+        return -noise * shared.constant[:m, centre].sum()
 
     def subtract(self, images: Any, errors: Any = None, masks: Any = None, *,
                  keep: tuple[str, ...] = ()) -> DifferenceStack:
@@ -263,45 +289,74 @@ class ReferencePlan:
 
     def _subtract_group(self, group: slice, images: Any, errors: Any, masks: Any, out: StackBuilder) -> None:
         xp, tiling = self.backend.xp, self.design.tiling
-        data = images.astype(xp.float64)
+        data = images.astype(xp.float64) * self._unit
         finite = xp.isfinite(data)
         good = finite if masks is None else finite & (masks == 0)
         if errors is not None:
-            errors = errors.astype(xp.float64)
+            errors = errors.astype(xp.float64) * self._unit
             good = good & xp.isfinite(errors) & (errors > 0)
         data = xp.where(good, data, 0.0)
-        noise = ImageNoise(data, good, errors, self.settings.gain, self.settings.read_noise, tiling)
+        gain = None if self.settings.gain is None else self.settings.gain / self._unit
+        noise = ImageNoise(data, good, errors, gain, self.settings.read_noise, tiling, self.fitter.inner.dtype)
         usable = tiling.split(good) & self._reference_ok
         fit = self.fitter.fit(tiling.split(data), usable, noise)
-        out.put(group, images, finite, good, self._uncentred(fit))
+        fit = self._as_given(fit)
+        out.put(group, images, finite, good, fit)
+        if out.covariance is not None:
+            out.put_covariance(group, self._covariance_of(fit))
 
-    def _uncentred(self, fit: Fit) -> Fit:
-        """Coefficients and covariance of the model with the reference as it came: b_p -= sky * sum k_p."""
-        xp, m, P, n = self.backend.xp, self.design.n_kernel, self.design.n_spatial, self.design.n_parameters
-        a, C = fit.coefficients, fit.covariance
-        if self._centred:
-            first = P * m
-            a, C = a.copy(), C.copy()
+    def _as_given(self, fit: Fit) -> Fit:
+        """Coefficients, errors and planes for reference and images as they came: with the sky, and in their units."""
+        xp, m, P, unit = self.backend.xp, self.design.n_kernel, self.design.n_spatial, self._unit
+        a, first = fit.coefficients.copy(), P * m
+        if self._centred:  # b_p -= sky * sum k_p
             a[:, first:first + P] -= self._sky * a[:, :first].reshape(-1, P, m).sum(axis=2)
-            C[:, first:first + P, :] -= self._sky * C[:, :first, :].reshape(-1, P, m, n).sum(axis=2)
-            C[:, :, first:first + P] -= self._sky * C[:, :, :first].reshape(-1, n, P, m).sum(axis=3)
-        if not self.exact_covariance:
-            C = self._shared_covariance(C[0], fit)
-        variances = xp.diagonal(C, axis1=-2, axis2=-1)
-        return replace(fit, coefficients=a, covariance=C, variances=variances)
+        a[:, first:] /= unit
+        covariance = None
+        if self.exact_covariance:
+            covariance = self._covariance_as_given(fit.covariance)
+            variances = xp.diagonal(covariance, axis1=-2, axis2=-1)
+        else:
+            ratio, missing, v = self._shared_terms(fit)
+            variances = ratio[:, None] * xp.diagonal(self._shared_matrix) + missing[:, None] * v * v
+        return replace(fit, coefficients=a, covariance=covariance, variances=variances, model=fit.model / unit,
+                       image_variance=fit.image_variance / unit**2, variance=fit.variance / unit**2)
 
-    def _shared_covariance(self, C: Any, fit: Fit) -> Any:
-        """Estimate of each image's covariance: the shared one by the ratio of weights, made exact for the scale.
+    def _covariance_as_given(self, C: Any) -> Any:
+        """Covariance (..., n, n) of the coefficients `_as_given`."""
+        P, m, n = self.design.n_spatial, self.design.n_kernel, self.design.n_parameters
+        first, lead = P * m, C.shape[:-2]
+        C = C.copy()
+        if self._centred:
+            C[..., first:first + P, :] -= self._sky * C[..., :first, :].reshape(*lead, P, m, n).sum(axis=-2)
+            C[..., first:first + P] -= self._sky * C[..., :first].reshape(*lead, n, P, m).sum(axis=-1)
+        C[..., first:, :] /= self._unit
+        C[..., first:] /= self._unit
+        return C
 
-        s C + (sigma_P^2 - s 1^T C 1) v v^T with v = C 1 / (1^T C 1): a rank-one change, still positive semi-definite.
+    @cached_property
+    def _shared_matrix(self) -> Any:
+        return self._covariance_as_given(self.fitter.preconditioner.matrix)
+
+    def _shared_terms(self, fit: Fit) -> tuple[Any, Any, Any]:
+        """Estimate of each image's covariance, s C + t v v^T: s (B,), t (B,), v (n,).
+
+        The shared one by the ratio of the traces s, made exact for the scale: v = C 1 / (1^T C 1) and t = sigma_P^2 -
+        s 1^T C 1, a change of rank one that leaves it positive semi-definite.
         """
-        m = self.design.n_kernel
-        s = (self.fitter.preconditioner.total_weight / fit.total_weight)[:, None, None]
+        xp, C, m = self.backend.xp, self._shared_matrix, self.design.n_kernel
+        ratio = fit.covariance_ratio
         row = C[:, :m].sum(axis=1)
         scale_variance = row[:m].sum()
-        v = row / scale_variance
-        missing = fit.scale_variance[:, None, None] - s * scale_variance
-        return s * C + missing * (v[:, None] * v)
+        v = row / xp.where(scale_variance > 0, scale_variance, 1.0)
+        return ratio, fit.scale_variance - ratio * scale_variance, v
+
+    def _covariance_of(self, fit: Fit) -> Any:
+        """Covariance (B, n, n), exact or estimated."""
+        if self.exact_covariance:
+            return fit.covariance
+        ratio, missing, v = self._shared_terms(fit)
+        return ratio[:, None, None] * self._shared_matrix + missing[:, None, None] * (v[:, None] * v)
 
 
 def _settings(passes: Any, clip: Any, solver: Any, covariance: Any, rtol: Any, max_iterations: Any, gain: Any,
@@ -317,7 +372,8 @@ def _settings(passes: Any, clip: Any, solver: Any, covariance: Any, rtol: Any, m
         raise InputError(f"gain must be positive (e-/ADU) or None, got {gain!r}")
     return FitSettings(
         passes=_number("passes", passes, 1, "an integer of 1 or more", integer=True), clip=float(clip),
-        solver="iterative" if solver == "auto" else solver, covariance=covariance,
+        solver=solver if solver != "auto" else "direct" if covariance == "exact" else "iterative",
+        covariance=covariance, mixed=False,
         rtol=_number("rtol", rtol, 1e-14, "at least 1e-14"),
         max_iterations=_number("max_iterations", max_iterations, 1, "an integer of 1 or more", integer=True),
         gain=None if gain is None else float(gain), read_noise=_number("read_noise", read_noise, 0, "0 or more (e-)"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpudia.backend import backend_of, namespace_of
-from gpudia.model.planes import median_of, smooth
+from gpudia.model.planes import median_of
 
 __all__ = ["PreparedReference", "informative_pixels", "prepare_reference"]
 
@@ -33,40 +33,48 @@ def _gaussian_transform(shape: tuple[int, int], sigma: float, xp: Any) -> Any:
     return rows[:, None] * columns
 
 
+def _blurred(plane: Any, sigma: float) -> Any:
+    backend, shape = backend_of(plane), tuple(plane.shape)
+    return backend.irfft2(backend.rfft2(plane, shape) * _gaussian_transform(shape, sigma, backend.xp), shape)
+
+
 def fill_holes(plane: Any, good: Any) -> Any:
     """Give the pixels that are not good the weighted mean of the good ones around them.
 
     A masked pixel never enters a fit, but it does enter the transforms: it must be finite and smooth. The scale of the
     (Gaussian) mean grows until good pixels are found; the median of the plane stands where there are none.
     """
-    xp, backend = namespace_of(plane), backend_of(plane)
-    shape = tuple(plane.shape)
-    middle = median_of(xp.where(good, plane, xp.nan).reshape(1, -1))[0]
+    xp = namespace_of(plane)
+    middle = median_of(plane[None], good[None])[0]
     middle = xp.where(xp.isfinite(middle), middle, 0.0)
     filled = xp.where(good, plane, middle)
     known = good
     for sigma in (2.0, 8.0, 32.0):
-        taper = _gaussian_transform(shape, sigma, xp)
-        weight = backend.irfft2(backend.rfft2(good.astype(plane.dtype), shape) * taper, shape)
-        total = backend.irfft2(backend.rfft2(xp.where(good, plane - middle, 0.0), shape) * taper, shape)
+        weight = _blurred(good.astype(plane.dtype), sigma)
+        total = _blurred(xp.where(good, plane - middle, 0.0), sigma)
         near = ~known & (weight > 0.02)
         filled = xp.where(near, middle + total / xp.where(near, weight, 1.0), filled)
         known = known | near
     return filled
 
 
-def _typical_weights(data: Any, variance: Any, good: Any) -> Any:
-    xp = namespace_of(data)
+def _typical_weights(variance: Any, good: Any) -> Any:
+    """Weights 1 / variance with the variance blurred: most images have a wider PSF than the reference.
+
+    By a Gaussian of 2 px: with it the solver needs ten per cent fewer iterations than with one of 1 px.
+    """
+    xp = namespace_of(good)
     if variance is None:
-        return good.astype(data.dtype)
-    weights = 1.0 / smooth(variance[None], good[None])[0]
-    return xp.where(good, weights, 0.0)
+        return good.astype(xp.float64)
+    level = xp.where(good, variance, 0.0).sum() / xp.maximum(good.sum(), 1)
+    blurred = xp.maximum(_blurred(xp.where(good, variance, level), 2.0), 1e-3 * level)
+    return xp.where(good, 1.0 / xp.where(blurred > 0, blurred, 1.0), 0.0)
 
 
-def prepare_reference(data: Any, error: Any, mask: Any) -> PreparedReference:
-    """Check and fill the reference (H, W); see `PreparedReference`."""
+def prepare_reference(data: Any, error: Any, mask: Any, unit: float) -> PreparedReference:
+    """Check and fill the reference (H, W) times `unit`; see `PreparedReference`."""
     xp = namespace_of(data)
-    data = data.astype(xp.float64)
+    data = data.astype(xp.float64) * unit
     good = xp.isfinite(data)
     if mask is not None:
         good &= mask == 0
@@ -74,14 +82,14 @@ def prepare_reference(data: Any, error: Any, mask: Any) -> PreparedReference:
     if error is not None:
         usable = xp.isfinite(error) & (error > 0)
         good &= usable
-        variance = xp.maximum(fill_holes(xp.where(good, error, 0.0).astype(xp.float64) ** 2, good), 0.0)
+        variance = xp.maximum(fill_holes((unit * xp.where(good, error, 0.0).astype(xp.float64)) ** 2, good), 0.0)
     data = xp.where(good, data, 0.0)
     filled = fill_holes(data, good)
     if variance is not None:
         # what stands in a hole is a guess, as uncertain as its surroundings are uneven
         uneven = fill_holes(data**2, good) - filled**2
         variance = xp.where(good, variance, xp.maximum(variance, uneven))
-    return PreparedReference(filled, variance, good, _typical_weights(filled, variance, good))
+    return PreparedReference(filled, variance, good, _typical_weights(variance, good))
 
 
 def informative_pixels(reference: PreparedReference, kernel_size: int) -> Any:
@@ -95,13 +103,7 @@ def informative_pixels(reference: PreparedReference, kernel_size: int) -> Any:
 
     The light is that of a difference of Gaussians of 1.7 px and K/2 px, against the noise of the former.
     """
-    xp, backend = namespace_of(reference.data), backend_of(reference.data)
-    shape = tuple(reference.data.shape)
-
-    def blurred(plane: Any, sigma: float) -> Any:
-        return backend.irfft2(backend.rfft2(plane, shape) * _gaussian_transform(shape, sigma, xp), shape)
-
     narrow = 1.7
-    light = blurred(reference.data, narrow) - blurred(reference.data, kernel_size / 2)
-    noise = blurred(reference.variance, narrow) / (4 * math.pi * narrow**2)
-    return light > _SIGNIFICANT * xp.sqrt(xp.maximum(noise, 0.0))
+    light = _blurred(reference.data, narrow) - _blurred(reference.data, kernel_size / 2)
+    noise = _blurred(reference.variance, narrow) / (4 * math.pi * narrow**2)
+    return light > _SIGNIFICANT * namespace_of(noise).sqrt(namespace_of(noise).maximum(noise, 0.0))
