@@ -27,6 +27,8 @@ class TileConvolver:
         The image; must be finite.
     tiling : Tiling
         Its tiles.
+    adjoint : bool
+        Whether `correlate` will be wanted.
 
     Notes
     -----
@@ -37,11 +39,11 @@ class TileConvolver:
     is not defined after `convolve` and must be zero before `correlate`. So no product copies a plane to pad or cut it.
     """
 
-    def __init__(self, image: Any, tiling: Tiling) -> None:
+    def __init__(self, image: Any, tiling: Tiling, adjoint: bool = False) -> None:
         self.backend = backend_of(image)
         self.tiling = tiling
         self.spectrum = self.backend.rfft2(tiling.split_with_margin(image), tiling.fft_shape)
-        self._conjugate = self.backend.xp.conj(self.spectrum)
+        self._conjugate = self.backend.xp.conj(self.spectrum) if adjoint else None
         (height, width), K = tiling.fft_shape, tiling.kernel_size
         half = width // 2 + 1
         # Kernel pixel i sits at shift i - (K - 1): the valid pixels of the cyclic convolution then start at index 0.
@@ -65,7 +67,8 @@ class TileConvolver:
         xp = self.backend.xp
         other = copy.copy(self)
         for name in ("spectrum", "_conjugate", "_rows", "_columns", "_rows_back"):
-            setattr(other, name, getattr(self, name).astype(xp.complex64))
+            value = getattr(self, name)
+            setattr(other, name, None if value is None else value.astype(xp.complex64))
         for name in ("_back_real", "_back_imag"):
             setattr(other, name, getattr(self, name).astype(xp.float32))
         return other

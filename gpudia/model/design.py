@@ -47,7 +47,7 @@ class Design:
         self.support = support
         self.reference = reference
         self.dtype = self.xp.float64
-        self.convolver = TileConvolver(reference, tiling)
+        self.convolver = TileConvolver(reference, tiling, adjoint=True)
         self.spatial_degree = spatial_degree
         self.n_kernel = int(support.sum())
         self.n_spatial = count_terms(spatial_degree)
@@ -60,11 +60,11 @@ class Design:
 
     def _make_terms(self, spatial_degree: int, background_degree: int) -> None:
         """Powers of the scaled coordinates on every tile, (T, hf, degree + 1) and (T, wf, degree + 1)."""
-        (rows, columns), (h, w), m = self.tiling.grid, self.tiling.tile, self.tiling.margin
-        (height, width), (hf, wf) = self.tiling.shape, self.tiling.fft_shape
+        (height, width), (hf, wf), m = self.tiling.shape, self.tiling.fft_shape, self.tiling.margin
         degree = max(spatial_degree, background_degree)
-        y = np.repeat(scaled(np.add.outer(np.arange(rows) * h, np.arange(hf)) + m, height), columns, axis=0)
-        x = np.tile(scaled(np.add.outer(np.arange(columns) * w, np.arange(wf)) + m, width), (rows, 1))
+        origins = np.array(list(self.tiling.origins()))
+        y = scaled(np.add.outer(origins[:, 0], np.arange(hf)) + m, height)
+        x = scaled(np.add.outer(origins[:, 1], np.arange(wf)) + m, width)
         self._y = to_device(y[..., None] ** np.arange(degree + 1), self.backend)
         self._x = to_device(x[..., None] ** np.arange(degree + 1), self.backend)
         self._background_powers = exponents(background_degree)

@@ -9,7 +9,7 @@ refinement).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpudia.backend import scalar
@@ -160,6 +160,17 @@ class Fitter:
             clipped, chi2 = found, new_chi2
         return self._result(state, data, good, chosen & ~clipped, clipped, weights, image_variance, variance)
 
+    def complete(self, part: Fit, data: Any, good: Any, noise: ImageNoise) -> Fit:
+        """Spread a fit on some tiles over all of them: model, variance and outliers from its coefficients."""
+        sky = self.xp.zeros(len(data))
+        state = _State(part.coefficients, data - self.design.model(part.coefficients), sky, part.iterations, part.status)
+        model = data - state.residual
+        image_variance = noise.of_model(model)
+        variance = image_variance + self.reference_noise(state.a)
+        clipped, _ = self._outliers(state, data, variance, good, good)
+        return replace(part, model=model, image_variance=image_variance, variance=variance, clipped=clipped,
+                       spoilt=self._spoilt(state.a, good))
+
     def _start(self, data: Any, sky: Any) -> _State:
         """Begin with an image that is nothing but its sky."""
         a = self.xp.zeros((len(data), self.design.n_parameters))
@@ -219,7 +230,8 @@ class Fitter:
         found = good & (deviation > self.settings.clip)
         limit = math.inf if math.isinf(self.settings.clip) else _HUBER
         trust = xp.minimum(1.0, limit / xp.maximum(deviation, 1e-30))
-        return tiling.split(grow(tiling.join(found, False))) & good, trust
+        grown = grow(found) if tiling.numbers is not None else tiling.split(grow(tiling.join(found, False)))
+        return grown & good, trust
 
     def _mean(self, values: Any, where: Any) -> Any:
         xp = self.xp

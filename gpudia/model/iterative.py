@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpudia.backend import namespace_of, scalar, to_host
-from gpudia.model.convolver import TileConvolver
 from gpudia.model.design import Design
 from gpudia.model.normal import invert, normal_moments
 from gpudia.model.polynomials import exponents
+from gpudia.model.selection import power_under_kernel
 
 __all__ = ["Iterations", "SharedPreconditioner", "conjugate_gradients"]
 
@@ -34,10 +34,12 @@ class SharedPreconditioner:
     base : Design
         The same reference and support with a constant kernel, and (for a varying kernel) a constant background.
     weights : array (T, h, w)
-        A weight map typical of the images.
+        A weight map typical of the images, 0 where a pixel is not in the fit.
 
     Attributes
     ----------
+    weights : array (T, h, w)
+        As given.
     constant : array (n_0, n_0)
         Inverse normal matrix of the constant kernel.
     matrix : array (n, n)
@@ -54,7 +56,8 @@ class SharedPreconditioner:
 
     def __init__(self, design: Design, base: Design, weights: Any) -> None:
         self.design = design
-        self._power = _power_under_kernel(base)
+        self.weights = weights
+        self._power = power_under_kernel(base.reference, base.tiling, base.support)
         information = weights * self._power
         self._information, self._total = information.sum(), weights.sum()
         host = to_host(information)
@@ -131,13 +134,6 @@ class SharedPreconditioner:
             flat = design.terms_at((tiles, slice(0, h), slice(0, w)), Q).reshape(Q, -1)
             gram = gram + (flat * weights[tiles].reshape(-1)) @ flat.T
         return gram
-
-
-def _power_under_kernel(base: Design) -> Any:
-    """Sum of the squared reference under the kernel's pixels, sum_u R(x - u)^2, (T, h, w)."""
-    squares = TileConvolver(base.reference**2, base.tiling)
-    (h, w), support = base.tiling.tile, base.unpack(base.xp.ones((1, base.n_parameters)))[0][:, 0]
-    return base.xp.maximum(squares.convolve(squares.transform(support))[0, :, :h, :w], 0.0)
 
 
 def _checked_inverse(base: Design, matrix: Any) -> tuple[Any, float]:

@@ -13,6 +13,7 @@ On the first pass a smoothed image stands for M.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from gpudia.backend import namespace_of
@@ -80,6 +81,14 @@ class ImageNoise:
         elif gain is not None:
             self._read_variance = (read_noise / gain) ** 2
             self._first = tiling.split(smooth(data, good))
+
+    def on(self, tiling: Tiling) -> ImageNoise:
+        """Return the noise on the tiles that another tiling of the same frame has in use."""
+        other = copy.copy(self)
+        for name in ("_good", "_data", "_variance", "_first"):
+            value = getattr(self, name, None)
+            setattr(other, name, None if value is None else tiling.chosen(value))
+        return other
 
     def first(self) -> Any:
         """Variance for the first pass, (B, T, h, w)."""

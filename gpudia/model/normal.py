@@ -23,7 +23,7 @@ _CELLS = 8
 #: Cells summed at the same time; fixed, so that no result depends on the number of cores.
 _AT_ONCE = 16
 #: Frames of more pixels give the preconditioner half of them.
-_ENOUGH_PIXELS = 1 << 20
+_ENOUGH_PIXELS = 1 << 17
 
 _Block = tuple[int, slice, slice]
 
@@ -115,10 +115,10 @@ def _cells(design: Design) -> Iterator[_Block]:
 
 def _monomials(design: Design, cell: _Block, degree: int) -> list[float]:
     """Values of x^i y^j up to a degree at the middle of a cell."""
-    (tile, rows, columns), (h, w), m = cell, design.tiling.tile, design.tiling.margin
-    row, column = divmod(tile, design.tiling.grid[1])
-    y = scaled(row * h + m + (rows.start + rows.stop - 1) / 2, design.tiling.shape[0])
-    x = scaled(column * w + m + (columns.start + columns.stop - 1) / 2, design.tiling.shape[1])
+    (tile, rows, columns), m = cell, design.tiling.margin
+    origin = list(design.tiling.origins())[tile]
+    y = scaled(origin[0] + m + (rows.start + rows.stop - 1) / 2, design.tiling.shape[0])
+    x = scaled(origin[1] + m + (columns.start + columns.stop - 1) / 2, design.tiling.shape[1])
     return [x**i * y**j for i, j in exponents(degree)]
 
 

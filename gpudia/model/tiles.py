@@ -8,7 +8,7 @@ transformed within the processor's cache, and no work space grows with the frame
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scipy.fft import next_fast_len
@@ -20,12 +20,16 @@ __all__ = ["Tiling", "choose_tiling"]
 
 @dataclass(frozen=True)
 class Tiling:
-    """Geometry of the tiles: frame (H, W), kernel size K, a tile's (h, w) valid pixels, grid (rows, columns)."""
+    """Geometry of the tiles: frame (H, W), kernel size K, a tile's (h, w) valid pixels, grid (rows, columns).
+
+    `numbers` are those of the tiles in use, row by row; None: all of them.
+    """
 
     shape: tuple[int, int]
     kernel_size: int
     tile: tuple[int, int]
     grid: tuple[int, int]
+    numbers: tuple[int, ...] | None = None
 
     @property
     def margin(self) -> int:
@@ -40,7 +44,16 @@ class Tiling:
     @property
     def count(self) -> int:
         """Return the number of tiles T."""
-        return self.grid[0] * self.grid[1]
+        return self.grid[0] * self.grid[1] if self.numbers is None else len(self.numbers)
+
+    def only(self, numbers: tuple[int, ...]) -> Tiling:
+        """Return the tiling with some of the tiles alone."""
+        return replace(self, numbers=numbers)
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """Row and column in the grid of each tile."""
+        numbers = range(self.grid[0] * self.grid[1]) if self.numbers is None else self.numbers
+        return (divmod(number, self.grid[1]) for number in numbers)
 
     @property
     def fft_shape(self) -> tuple[int, int]:
@@ -50,6 +63,8 @@ class Tiling:
 
     def split(self, planes: Any) -> Any:
         """Cut planes (..., H, W) into tiles (..., T, h, w); beyond the valid pixels the tiles hold zeros."""
+        if self.numbers is not None:
+            return self.chosen(replace(self, numbers=None).split(planes))
         xp = namespace_of(planes)
         (rows, columns), (h, w), m, (vh, vw) = self.grid, self.tile, self.margin, self.valid
         inner = planes[..., m:m + vh, m:m + vw]
@@ -58,13 +73,18 @@ class Tiling:
             padded = xp.zeros((*lead, rows * h, columns * w), dtype=planes.dtype)
             padded[..., :vh, :vw] = inner
             inner = padded
-        if self.count == 1:
+        if rows * columns == 1:
             return inner.reshape(*lead, 1, h, w)
         tiles = xp.moveaxis(inner.reshape(*lead, rows, h, columns, w), -3, -2)
         return tiles.reshape(*lead, rows * columns, h, w)
 
+    def chosen(self, tiles: Any) -> Any:
+        """Of all tiles (..., rows x columns, h, w) those in use, (..., T, h, w)."""
+        xp = namespace_of(tiles)
+        return tiles if self.numbers is None else xp.stack([tiles[..., n, :, :] for n in self.numbers], axis=-3)
+
     def join(self, tiles: Any, fill: float) -> Any:
-        """Put tiles (..., T, h, w) together into planes (..., H, W) with a border of `fill`."""
+        """Put all tiles (..., T, h, w) together into planes (..., H, W) with a border of `fill`."""
         xp = namespace_of(tiles)
         (rows, columns), (h, w), m, (vh, vw) = self.grid, self.tile, self.margin, self.valid
         lead = tiles.shape[:-3]
@@ -78,9 +98,8 @@ class Tiling:
 
     def origins(self) -> Iterator[tuple[int, int]]:
         """Frame coordinates (y, x) of the corner of each tile's reference part (margin included)."""
-        for row in range(self.grid[0]):
-            for column in range(self.grid[1]):
-                yield row * self.tile[0], column * self.tile[1]
+        for row, column in self.places():
+            yield row * self.tile[0], column * self.tile[1]
 
     def split_with_margin(self, image: Any) -> Any:
         """Cut one frame (H, W) into overlapping parts (T, h + K - 1, w + K - 1), zeros beyond the frame."""
