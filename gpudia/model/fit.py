@@ -163,8 +163,8 @@ class Fitter:
     def complete(self, part: Fit, data: Any, good: Any, noise: ImageNoise) -> Fit:
         """Spread a fit on some tiles over all of them: model, variance and outliers from its coefficients."""
         sky = self.xp.zeros(len(data))
-        state = _State(part.coefficients, data - self.design.model(part.coefficients), sky, part.iterations, part.status)
-        model = data - state.residual
+        model = self.design.model(part.coefficients)
+        state = _State(part.coefficients, data - model, sky, part.iterations, part.status)
         image_variance = noise.of_model(model)
         variance = image_variance + self.reference_noise(state.a)
         clipped, _ = self._outliers(state, data, variance, good, good)
