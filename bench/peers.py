@@ -1,9 +1,9 @@
 """Programs that do the same job, timed on the same data: each in a process of its own, with all cores.
 
 Every function takes a `Field` and the model's settings and returns seconds an image, or None where the program is not
-installed. HOTPANTS is run where its binary is on the PATH; elsewhere its time is derived from a measured ratio, and said
-to be: on one and the same machine it took 1/68 of the time of `ois` (Bramich) at 512 px, K = 21, and a tenth of that of
-`sfft` (NumPy, degree 1) at 2048 px, K = 21.
+installed. HOTPANTS is run where its binary is on the PATH; elsewhere its time is derived from a measured ratio, and
+said to be: on one and the same machine it took 1/68 of the time of `ois` (Bramich) at 512 px, K = 21, and a tenth of
+that of `sfft` (NumPy, degree 1) at 2048 px, K = 21.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _best(function: Callable[[], Any], repeats: int) -> float:
     return min(times)
 
 
-def ois_bramich(field: Field, kernel_size: int, degree: int = 0, repeats: int = 1) -> float | None:
+def ois_bramich(field: Field, kernel_size: int, repeats: int = 1) -> float | None:
     """`ois.optimal_system`, Bramich's kernel, constant over the frame, no weights, no mask."""
     if importlib.util.find_spec("ois") is None:
         return None
@@ -51,7 +51,7 @@ def ois_bramich(field: Field, kernel_size: int, degree: int = 0, repeats: int = 
 
 
 def sfft_numpy(field: Field, kernel_size: int, degree: int = 1, repeats: int = 1) -> float | None:
-    """SFFT on its NumPy backend, no weights, masked pixels replaced by the median; the second run: without compiling."""
+    """SFFT on its NumPy backend, no weights, masked pixels filled with the median; the second run: without compiling."""
     if importlib.util.find_spec("sfft") is None:
         return None
     from sfft.sfftcore.SFFTConfigure import SingleSFFTConfigure
@@ -73,7 +73,7 @@ def sfft_numpy(field: Field, kernel_size: int, degree: int = 1, repeats: int = 1
         return _best(once, repeats)
 
 
-def explicit(field: Field, kernel_size: int, degree: int = 0, repeats: int = 1) -> float | None:
+def explicit(field: Field, kernel_size: int, repeats: int = 1) -> float | None:
     """U as a matrix, masked rows dropped, numpy.linalg.lstsq: one unweighted pass, as a plain script would do it."""
     h, K = kernel_size // 2, kernel_size
     height, width = field.reference.shape

@@ -39,7 +39,7 @@ def test_convolution_is_scipys_true_convolution(backend, several):
     image, kernel = rng.normal(size=(61, 74)), rng.normal(size=(7, 7))
     tiling = tilings(image.shape, 7)[several]
     convolver = TileConvolver(on(backend, image), tiling)
-    planes = convolver.convolve(convolver.transform(on(backend, kernel[None])))
+    planes = convolver.convolve(convolver.transform(on(backend, kernel[None, None])))
     ours = to_host(tiling.join(planes[..., :tiling.tile[0], :tiling.tile[1]], np.nan))[0]
     np.testing.assert_allclose(ours[3:-3, 3:-3], convolve2d(image, kernel, mode="valid"), atol=100 * EPS * 49)
     assert np.isnan(ours[:3]).all()

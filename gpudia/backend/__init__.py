@@ -15,6 +15,7 @@ from gpudia.backend.base import (
     to_host,
     transfers,
 )
+from gpudia.backend.memory import or_in_halves
 from gpudia.backend.select import active_backend, backend_info, use_backend
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "backend_of",
     "namespace_of",
     "native",
+    "or_in_halves",
     "register_backend",
     "scalar",
     "to_device",

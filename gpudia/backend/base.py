@@ -49,6 +49,8 @@ class Backend:
         ``(a (n, n)) -> (eigenvalues, eigenvectors)``.
     free_bytes : callable
         Memory that can be allocated now.
+    release : callable
+        Give memory that the backend keeps for later arrays back to the device.
     at_once : callable
         ``(bytes per item) -> int``: how many images (or tiles) one step should hold. One on a CPU (an image
         then stays in the cache, and no result depends on its neighbours in the stack); many on a GPU.
@@ -70,6 +72,7 @@ class Backend:
     inverse_spd: Callable[[Array], tuple[Array, Array]]
     eigh: Callable[[Array], tuple[Array, Array]]
     free_bytes: Callable[[], int]
+    release: Callable[[], None]
     at_once: Callable[[int], int]
     tile_side: int
     run_all: Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]

@@ -15,6 +15,8 @@ _REMEDY = ("install the wheel for your driver (pip install 'gpudia[cuda13]' or '
            "lists a device (in Docker: --gpus all), or choose the numpy backend")
 #: Share of the free device memory that one step of the solver may take.
 _MEMORY_SHARE = 0.5
+#: Share of the device memory that CuPy's pool may hold, where the user has set no limit.
+_POOL_SHARE = 0.95
 #: More images than this at once make nothing faster, whatever the memory.
 _MOST_IMAGES = 256
 
@@ -47,6 +49,9 @@ def make_cupy_backend() -> Backend:
         raise BackendError(f"backend 'cupy' cannot run: {type(error).__name__}: {error}; {_REMEDY}") from error
     # Plans of many shapes would keep their work space for ever otherwise.
     cp.fft.config.get_plan_cache().set_size(8)
+    pool = cp.get_default_memory_pool()
+    if pool.get_limit() == 0:  # the driver and cuFFT's plans need the rest
+        pool.set_limit(fraction=_POOL_SHARE)
 
     def inverse_spd(a: Any) -> tuple[Any, Any]:
         factor = cp.linalg.cholesky(a)  # not positive definite: NaN or a non-positive diagonal, no exception
@@ -71,6 +76,7 @@ def make_cupy_backend() -> Backend:
     return Backend(
         name="cupy", xp=cp, array_type=cp.ndarray, upload=cp.asarray, download=cp.asnumpy,
         rfft2=lambda a, shape: cufft.rfft2(a, s=shape), irfft2=lambda a, shape: cufft.irfft2(a, s=shape),
-        inverse_spd=inverse_spd, eigh=cp.linalg.eigh, free_bytes=free_bytes, at_once=at_once,
+        inverse_spd=inverse_spd, eigh=cp.linalg.eigh, free_bytes=free_bytes,
+        release=pool.free_all_blocks, at_once=at_once,
         tile_side=512, run_all=run_all, device=properties["name"].decode(),
     )

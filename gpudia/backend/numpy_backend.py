@@ -80,6 +80,6 @@ def make_numpy_backend() -> Backend:
     return Backend(
         name="numpy", xp=np, array_type=np.ndarray, upload=lambda a: a, download=np.asarray,
         rfft2=_rfft2, irfft2=_irfft2, inverse_spd=_inverse_spd, eigh=np.linalg.eigh,
-        free_bytes=_free_bytes, at_once=lambda _: 1, tile_side=300, run_all=_run_all,
+        free_bytes=_free_bytes, release=lambda: None, at_once=lambda _: 1, tile_side=300, run_all=_run_all,
         device=f"cpu, {cores()} cores",
     )

@@ -1,4 +1,4 @@
-"""The numbers: arrays in, arrays out, on whichever backend they live. No FITS, no WCS, no logging, no transfers."""
+"""The numbers: arrays in, arrays out, on whichever backend they live. No FITS, no WCS, no transfers."""
 
 from gpudia.model.plan import ReferencePlan, subtract
 from gpudia.model.polynomials import count_terms, evaluate_terms, exponents

@@ -42,7 +42,7 @@ class StackBuilder:
         self.coefficients = xp.empty((B, n))
         self.variances = xp.empty((B, n))
         self.covariance: Any = xp.empty((B, n, n)) if "covariance" in keep else None
-        self.scale_variance, self.chi2 = xp.empty(B), xp.empty(B)
+        self.scale_variance, self.chi2, self.left = xp.empty(B), xp.empty(B), xp.empty(B)
         self.n_pixels, self.n_clipped = xp.zeros(B, dtype=xp.int64), xp.zeros(B, dtype=xp.int64)
         self.status, self.iterations = xp.zeros(B, dtype=xp.int32), xp.zeros(B, dtype=xp.int32)
 
@@ -66,6 +66,7 @@ class StackBuilder:
         self.variances[group] = xp.where(dead[:, None], np.nan, fit.variances)
         self.scale_variance[group] = xp.where(dead, np.nan, fit.scale_variance)
         self.chi2[group] = xp.where(dead, np.nan, fit.chi2)
+        self.left[group] = xp.where(dead, np.nan, fit.left)
         self.n_pixels[group], self.n_clipped[group] = fit.n_pixels, fit.clipped.sum(axis=(1, 2, 3))
         self.status[group], self.iterations[group] = status, fit.iterations
 
@@ -100,5 +101,6 @@ class StackBuilder:
             coefficients=kernels, kernel_error=errors[:, 0], background=background,
             background_error=background_error,
             scale=scale, scale_error=scale_error, chi2=self.chi2, n_pixels=self.n_pixels, n_clipped=self.n_clipped,
-            status=status, iterations=self.iterations, noise_gain=gain, covariance=self.covariance,
+            status=status, iterations=self.iterations,
+            solver_error=xp.sqrt(xp.maximum(self.left, 0.0)), noise_gain=gain, covariance=self.covariance,
             image_variance=self.image_variance, support=design.support, covariance_kind=covariance_kind)

@@ -20,9 +20,6 @@ from gpudia.model.tiles import Tiling
 
 __all__ = ["Design"]
 
-#: Polynomial planes below this size are kept, larger ones evaluated tile by tile each time.
-_KEEP_TERMS_BYTES = 64 << 20
-
 
 class Design:
     """U and its adjoint for one reference.
@@ -47,7 +44,7 @@ class Design:
         self.support = support
         self.reference = reference
         self.dtype = self.xp.float64
-        self.convolver = TileConvolver(reference, tiling, adjoint=True)
+        self.convolver = TileConvolver(reference, tiling, spatial_degree)
         self.spatial_degree = spatial_degree
         self.n_kernel = int(support.sum())
         self.n_spatial = count_terms(spatial_degree)
@@ -70,10 +67,6 @@ class Design:
         self._background_powers = exponents(background_degree)
         self._degree = background_degree
         self._powers = exponents(degree)
-        everything = slice(None)
-        self._terms = None
-        if self.n_spatial * self.tiling.count * hf * wf * 8 <= _KEEP_TERMS_BYTES:
-            self._terms = self.terms_at((everything, everything, everything), self.n_spatial)
 
     def terms_at(self, place: tuple[Any, slice, slice], count: int) -> Any:
         """Values of the first terms on rows and columns of some tiles (or one), (count, ..., rows, columns)."""
@@ -86,16 +79,9 @@ class Design:
         other = copy.copy(self)
         other.convolver = self.convolver.single()
         other.dtype = self.xp.float32
-        for name in ("_y", "_x", "_terms"):
-            value = getattr(self, name)
-            setattr(other, name, None if value is None else value.astype(self.xp.float32))
+        for name in ("_y", "_x"):
+            setattr(other, name, getattr(self, name).astype(self.xp.float32))
         return other
-
-    def terms(self, tiles: slice) -> Any:
-        """Values of the kernel's polynomial terms on some tiles, (P_k, t, hf, wf)."""
-        if self._terms is not None:
-            return self._terms[:, tiles]
-        return self.terms_at((tiles, slice(None), slice(None)), self.n_spatial)
 
     def chunks(self, batch: int) -> Iterator[slice]:
         """Slices of tiles that are worked on together: one on a CPU, as many as memory allows on a GPU."""
@@ -129,12 +115,7 @@ class Design:
         return planes
 
     def _synthesise(self, spectra: Any, background: Any, tiles: slice) -> Any:
-        model = self.convolver.convolve(spectra[:, 0], tiles)
-        terms: Any = self.terms(tiles) if self.n_spatial > 1 else None
-        for p in range(1, self.n_spatial):
-            part = self.convolver.convolve(spectra[:, p], tiles)
-            part *= terms[p]
-            model += part
+        model = self.convolver.convolve(spectra, tiles)
         model += self._background_planes(background, tiles)
         return model
 
@@ -148,13 +129,7 @@ class Design:
 
     def _analyse(self, planes: Any, tiles: slice, spectra: Any, background: Any) -> None:
         """Add the tiles' part of the adjoint to `spectra` (B, P_k, hf, wh) and `background` (B, P_b)."""
-        terms: Any = self.terms(tiles) if self.n_spatial > 1 else None
-        for p in range(self.n_spatial):
-            part = self.convolver.correlate(planes if p == 0 else terms[p] * planes, tiles)
-            if tiles.start == 0:
-                spectra[:, p] = part
-            else:
-                spectra[:, p] += part
+        self.convolver.correlate(planes, tiles, spectra)
         size = self._degree + 1
         table = self.xp.swapaxes(self._y[tiles, :, :size], -1, -2) @ (planes @ self._x[tiles, :, :size])
         for k, (i, j) in enumerate(self._background_powers):
@@ -182,7 +157,7 @@ class Design:
     def _sum_over_tiles(self, planes_of: Any, batch: int) -> Any:
         (height, width), xp = self.tiling.fft_shape, self.xp
         kind = xp.complex64 if self.dtype == xp.float32 else xp.complex128
-        spectra = xp.empty((batch, self.n_spatial, height, width // 2 + 1), dtype=kind)
+        spectra = xp.zeros((batch, self.n_spatial, height, width // 2 + 1), dtype=kind)
         background = xp.zeros((batch, self.n_background), dtype=self.dtype)
         for tiles in self.chunks(batch):
             self._analyse(planes_of(tiles), tiles, spectra, background)

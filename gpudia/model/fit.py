@@ -19,7 +19,8 @@ from gpudia.model.design import Design
 from gpudia.model.iterative import Iterations, SharedPreconditioner, conjugate_gradients
 from gpudia.model.noise import ImageNoise
 from gpudia.model.normal import normal_equations, solve_equations
-from gpudia.model.planes import grow, middle_deviation
+from gpudia.model.planes import SAMPLE, grow, middle_deviation
+from gpudia.model.polynomials import exponents
 
 __all__ = ["Fit", "FitSettings", "Fitter"]
 
@@ -28,7 +29,7 @@ _LOOSE = 1e-5
 #: ... or of a few hundredths of the error that noise brings.
 _LOOSE_NOISE = 0.03
 #: Accuracy of the scale's variance.
-_FOR_ERROR = 1e-3
+_FOR_ERROR = 1e-2
 #: Gain in accuracy that one correction in single precision is asked for, and the one that it is certain to have.
 _SINGLE_GAIN, _SINGLE_CERTAIN = 1e-5, 1e-3
 #: Corrections in single precision before double precision takes over.
@@ -74,6 +75,7 @@ class Fit:
     chi2: Any
     n_pixels: Any
     iterations: Any
+    left: Any  # chi^2 of the error that the solver left in the model
     status: Any
 
 
@@ -117,15 +119,15 @@ class Fitter:
         design, convolver = self.design, self.variance_convolver
         h, w = design.tiling.tile
         kernels, _ = design.unpack(a)
-        products = [(p, q, convolver.transform(kernels[:, p] * kernels[:, q] * (1.0 if p == q else 2.0)))
-                    for p in range(design.n_spatial) for q in range(p, design.n_spatial)]
+        powers, many = exponents(design.spatial_degree), exponents(2 * design.spatial_degree)
+        products = self.xp.zeros((len(a), len(many), *kernels.shape[2:]))
+        for p, (ip, jp) in enumerate(powers):
+            for q, (iq, jq) in enumerate(powers):
+                products[:, many.index((ip + iq, jp + jq))] += kernels[:, p] * kernels[:, q]
+        spectra = convolver.transform(products)
         noise = self.xp.empty((len(a), design.tiling.count, h, w), dtype=self.inner.dtype)
         for tiles in design.chunks(len(a)):
-            terms = design.terms(tiles)
-            total = convolver.convolve(products[0][2], tiles)
-            for p, q, spectrum in products[1:]:
-                total += terms[p] * terms[q] * convolver.convolve(spectrum, tiles)
-            noise[:, tiles] = total[..., :h, :w]
+            noise[:, tiles] = convolver.convolve(spectra, tiles)[..., :h, :w]
         return self.xp.maximum(noise, 0.0)  # FFTs leave -1e-16 of the brightest star on empty sky
 
     def fit(self, data: Any, good: Any, noise: ImageNoise) -> Fit:
@@ -187,17 +189,17 @@ class Fitter:
         covariance, scale_variance = self._covariance(state, weights)
         return Fit(state.a, covariance, None, scale_variance, self.preconditioner.ratio(weights), data - state.residual,
                    image_variance, variance, clipped, self._spoilt(state.a, good), chi2, n_pixels, state.iterations,
-                   state.status | self._too_few(n_pixels))
+                   state.left, state.status | self._too_few(n_pixels))
 
     def _spoilt(self, a: Any, good: Any) -> Any:
         """Pixels whose model stands on masked reference pixels by more than 5 % of the kernel, bool (B, T, h, w)."""
         xp = self.xp
         if self.bad_convolver is None:
             return xp.zeros_like(good)
-        kernel = self.design.unpack(a)[0][:, 0]
+        kernel = self.design.unpack(a)[0][:, :1]
         h, w = self.design.tiling.tile
         share = self.bad_convolver.convolve(self.bad_convolver.transform(xp.abs(kernel)))[..., :h, :w]
-        return share > _SPOILT * xp.abs(kernel.sum(axis=(1, 2)))[:, None, None, None]
+        return share > _SPOILT * xp.abs(kernel.sum(axis=(2, 3)))[..., None, None]
 
     def _covariance(self, state: _State, weights: Any) -> tuple[Any, Any]:
         """Covariance (None where it is shared) and the exact variance of the scale, 1^T C 1 over the central kernel."""
@@ -225,7 +227,7 @@ class Fitter:
         model, residual = (data - state.residual).astype(variance.dtype), state.residual.astype(variance.dtype)
         light = model - self.inner.background(state.a)
         pull = xp.abs(residual) / xp.sqrt(variance + (_MODEL_ERROR * light) ** 2)
-        spread = middle_deviation(pull, chosen)
+        spread = middle_deviation(pull, chosen, SAMPLE)
         deviation = pull / xp.where(spread > 1, spread, 1.0).astype(pull.dtype)[:, None, None, None]
         found = good & (deviation > self.settings.clip)
         limit = math.inf if math.isinf(self.settings.clip) else _HUBER
@@ -267,7 +269,7 @@ class Fitter:
         planes = inner.padded(weights / size[:, None, None, None])
         found = conjugate_gradients(inner, self.preconditioner, planes, r.astype(xp.float64) / size[:, None],
                                     limit / size, share, self.settings.max_iterations)
-        found.energy = found.energy * size
+        found.energy, found.left = found.energy * size, found.left * size
         return found
 
     def _solve(self, state: _State, weights: Any, data: Any, final: bool) -> None:
@@ -293,6 +295,8 @@ class Fitter:
         state.a[rows] = exact
         state.residual[rows] = data[rows] - self.design.model(exact)
         state.status = state.status.copy()
+        state.left = self.xp.zeros(len(data)) if state.left is None else state.left.copy()
+        state.left[rows] = 0.0
         state.status[rows] |= self.xp.where(ok, 0, FRAME_FLAGS.singular).astype(self.xp.int32)
         if final:
             state.covariance, state.exact_rows = covariance, rows
@@ -308,6 +312,7 @@ class Fitter:
             if inner is not design:  # single precision does not gain more than five digits at once
                 reach = xp.maximum(limit, _SINGLE_GAIN**2 * self._energy(r, weights))
             found = self._correction(weights, r, reach, inner)
+            state.left = found.left
             state.a = state.a + found.solution
             state.residual = data - design.model(state.a)
             state.iterations = state.iterations + found.iterations
@@ -333,5 +338,6 @@ class _State:
     sky: Any
     iterations: Any
     status: Any
+    left: Any = None  # chi^2 of the error that the solver left
     covariance: Any = None  # of the rows solved directly in the last pass
     exact_rows: Any = None

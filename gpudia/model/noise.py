@@ -17,7 +17,7 @@ import copy
 from typing import Any
 
 from gpudia.backend import namespace_of
-from gpudia.model.planes import median_of, robust_sigma, smooth
+from gpudia.model.planes import SAMPLE, median_of, robust_sigma, smooth
 from gpudia.model.tiles import Tiling
 
 __all__ = ["ImageNoise"]
@@ -67,13 +67,13 @@ class ImageNoise:
         self.gain = gain
         self._good = tiling.split(good)
         self._data = tiling.split(data)
-        sky = median_of(data, good)
+        sky = median_of(data, good, SAMPLE)
         #: Median of the good pixels, (B,); 0 where there are none.
         self.sky = xp.where(xp.isfinite(sky), sky, 0.0)
         self._first = None
         if self.error_plane:
             variance = error.astype(dtype) ** 2
-            sigma = robust_sigma(data, good)[:, None, None]
+            sigma = robust_sigma(data, good, SAMPLE)[:, None, None]
             near_sky = good & (xp.abs(data - sky.astype(dtype)[:, None, None]) < 3 * sigma.astype(dtype))
             self._slope = _pairs_slope(variance, data, near_sky).astype(dtype)[:, None, None, None]
             self._variance = tiling.split(xp.where(good, variance, 1.0))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpudia.backend import backend_of, scalar
+from gpudia.backend import backend_of, or_in_halves, scalar
 from gpudia.errors import InputError
 from gpudia.model.assemble import StackBuilder
 from gpudia.model.convolver import TileConvolver
@@ -86,7 +86,7 @@ class ReferencePlan:
     gain, read_noise : float, optional
         e-/ADU and e- of the images; used for images that come without errors.
     pixels : {"auto", "all", "informative"}
-        Which pixels enter the fit. "all": all good ones. "informative": tiles of about 140 px that together carry 90 %
+        Which pixels enter the fit. "all": all good ones. "informative": tiles of about 140 px that together carry half
         of the information on the kernel (the attribute `information` has the share; the errors are those of what was
         used), and in them the pixels that significant light of the reference can reach through the kernel: several
         times faster on large frames. "auto": all, but where the reference's noise would bias the photometric scale by
@@ -227,10 +227,12 @@ class ReferencePlan:
 
     def _fitter(self, design: Design, preconditioner: SharedPreconditioner, pixels: Any) -> Fitter:
         xp, reference = self.backend.xp, self.reference
-        noise = None if reference.variance is None else TileConvolver(reference.variance, design.tiling)
-        bad = (~reference.good).astype(xp.float64)
-        holes = TileConvolver(bad, design.tiling) if scalar(bad.sum()) else None
         mixed = self.precision == "mixed" or (self.precision == "auto" and preconditioner.suits_single)
+        dtype, noise, holes = xp.float32 if mixed else xp.float64, None, None
+        if reference.variance is not None:
+            noise = TileConvolver(reference.variance.astype(dtype), design.tiling, 2 * design.spatial_degree)
+        if not scalar(reference.good.all()):
+            holes = TileConvolver((~reference.good).astype(dtype), design.tiling)
         return Fitter(design, preconditioner, noise, holes, pixels, replace(self.settings, mixed=mixed))
 
     def _scale_bias(self, shared: SharedPreconditioner) -> Any:
@@ -280,12 +282,12 @@ class ReferencePlan:
         step = self.backend.at_once(size)
         out = StackBuilder(self.design, images, keep)
 
-        def one_group(start: int) -> None:
-            group = slice(start, start + step)
+        def subtract_group(group: slice) -> None:
             self._subtract_group(group, images[group], None if errors is None else errors[group],
                                  None if masks is None else masks[group], out)
 
-        self.backend.run_all(one_group, range(0, len(images), step))
+        groups = [slice(start, min(start + step, len(images))) for start in range(0, len(images), step)]
+        self.backend.run_all(lambda group: or_in_halves(subtract_group, group, self.backend), groups)
         return out.stack("exact" if self.exact_covariance else "shared")
 
     def _subtract_group(self, group: slice, images: Any, errors: Any, masks: Any, out: StackBuilder) -> None:

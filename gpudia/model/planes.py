@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gpudia.backend import namespace_of
 
-__all__ = ["grow", "median_of", "middle_deviation", "robust_sigma", "smooth"]
+__all__ = ["SAMPLE", "grow", "median_of", "middle_deviation", "robust_sigma", "smooth"]
 
 
 def grow(mask: Any) -> Any:
@@ -41,27 +42,44 @@ def smooth(planes: Any, good: Any) -> Any:
 
 #: Standard deviation of a normal distribution over its median absolute deviation.
 _SIGMA_OF_MAD = 1.482602218505602
+#: Pixels of a sample whose median, or scatter, is known to one per cent of a sigma.
+SAMPLE = 1 << 14
 
 
-def robust_sigma(values: Any, good: Any) -> Any:
+def robust_sigma(values: Any, good: Any, at_most: int | None = None) -> Any:
     """Standard deviation of each image from the median absolute deviation of its good pixels, (B,); NaN without any."""
     xp = namespace_of(values)
+    values, good = _sample(values, at_most), _sample(good, at_most)
     centre = median_of(values, good).astype(values.dtype)
-    return middle_deviation(xp.abs(values - centre.reshape(-1, *(1,) * (values.ndim - 1))), good)
+    return middle_deviation(xp.abs(values - centre[:, None]), good)
 
 
-def middle_deviation(deviations: Any, good: Any) -> Any:
+def middle_deviation(deviations: Any, good: Any, at_most: int | None = None) -> Any:
     """Standard deviation of each image from absolute deviations about a centre that is known, (B,)."""
+    deviations, good = _sample(deviations, at_most), _sample(good, at_most)
     return _SIGMA_OF_MAD * median_of(deviations.astype(namespace_of(deviations).float32), good)  # sorts twice as fast
 
 
-def median_of(values: Any, good: Any) -> Any:
-    """Median of the good, finite values of each image (B, ...) by one sort, (B,), float64; NaN where there is none."""
+def median_of(values: Any, good: Any, at_most: int | None = None) -> Any:
+    """Median of the good, finite values of each image (B, ...) by one sort, (B,), float64; NaN where there is none.
+
+    Of `at_most` so many pixels where that is given (evenly spread, the same ones each time): sorting whole images took
+    a sixth of the time of a subtraction.
+    """
     xp = namespace_of(values)
-    rows = xp.where(good, values, xp.nan).reshape(len(values), -1)
+    rows = xp.where(_sample(good, at_most), _sample(values, at_most), xp.nan)
     ordered = xp.sort(rows, axis=1)  # NaN last
     count = xp.isfinite(rows).sum(axis=1)
     lower = xp.maximum(count - 1, 0) // 2
     upper = xp.minimum(count // 2, rows.shape[1] - 1)
     picked = xp.take_along_axis(ordered, xp.stack([lower, upper], axis=1), axis=1).astype(xp.float64)
     return xp.where(count > 0, picked.mean(axis=1), xp.nan)
+
+
+def _sample(planes: Any, at_most: int | None) -> Any:
+    """Rows (B, n) of all pixels, or of every so many: a step without a divisor of the width, so not of few columns."""
+    rows, width = planes.reshape(len(planes), -1), planes.shape[-1]
+    step = 1 if at_most is None else max(1, rows.shape[1] // at_most)
+    while math.gcd(step, width) > 1:
+        step += 1
+    return rows[:, ::step]

@@ -48,6 +48,9 @@ class DifferenceStack:
         Bits of `gpudia.flags.FRAME_FLAGS`; 0 is good. `failed` says which images have no result.
     iterations : (B,)
         Conjugate-gradient iterations, all passes together.
+    solver_error : (B,)
+        Estimate of what the last pass of the iteration left undone: sqrt of chi^2 of the model's error over the pixels
+        of the fit (noise itself gives the model sqrt(n), with n coefficients); 0 where solved directly.
     noise_gain : (B,)
         sqrt(sum k^2) / scale; above 1 the kernel deconvolves and amplifies the reference's noise.
     covariance : (B, n, n) or None
@@ -76,6 +79,7 @@ class DifferenceStack:
     n_clipped: Any
     status: Any
     iterations: Any
+    solver_error: Any
     noise_gain: Any
     covariance: Any
     image_variance: Any
