@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import scipy.fft
 from scipy.linalg import lapack
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from gpudia.backend.base import Backend
 
 __all__ = ["cores", "make_numpy_backend"]
 
 _inside_pool = threading.local()
+#: Made once: looking for the libraries takes longer than many a sum.
+_libraries = ThreadpoolController()
 
 
 def cores() -> int:
@@ -71,7 +73,7 @@ def _run_all(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     def mark() -> None:
         _inside_pool.yes = True
 
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers, initializer=mark) as pool:
+    with _libraries.limit(limits=1, user_api="blas"), ThreadPoolExecutor(workers, initializer=mark) as pool:
         return list(pool.map(function, items))
 
 

@@ -7,19 +7,22 @@ map, inverted once (`SharedPreconditioner`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from gpudia.backend import namespace_of, scalar, to_host
 from gpudia.model.design import Design
-from gpudia.model.normal import invert, normal_moments
+from gpudia.model.normal import invert, normal_moments, share_for_preconditioner
 from gpudia.model.polynomials import exponents
 from gpudia.model.selection import power_under_kernel
 
-__all__ = ["Iterations", "SharedPreconditioner", "conjugate_gradients"]
+__all__ = ["Iterations", "SharedPreconditioner", "conjugate_gradients", "rough_inverse"]
 
 #: Condition up to which products in single precision make a preconditioner and converge.
 _SINGLE_CONDITION = 1e5
+#: Pixels of the sample for `rough_inverse`.
+_ROUGH_PIXELS = 1 << 15
 #: Ratio of an image's and the shared weights on bright against all pixels, up to which they count as alike.
 _CONTRAST = 100.0
 
@@ -60,12 +63,8 @@ class SharedPreconditioner:
         self._power = power_under_kernel(base.reference, base.tiling, base.support)
         information = weights * self._power
         self._information, self._total = information.sum(), weights.sum()
-        host = to_host(information)
-        moments = normal_moments(base.single(), weights, host, design.spatial_degree)
-        constant, self.condition = _checked_inverse(base, moments[0])
-        if not self.suits_single:
-            moments = normal_moments(base, weights, host, design.spatial_degree)
-            constant, self.condition = _checked_inverse(base, moments[0])
+        share = share_for_preconditioner(math.prod(weights.shape))
+        moments, constant, self.condition = _moments(base, weights, information, design.spatial_degree, share)
         self.constant = constant
         self.matrix = constant if design is base else self._varying(moments, weights)
         self._factor = self.matrix.astype(design.xp.float32) if self.suits_single else self.matrix
@@ -136,9 +135,21 @@ class SharedPreconditioner:
         return gram
 
 
-def _checked_inverse(base: Design, matrix: Any) -> tuple[Any, float]:
-    inverse, _, condition = invert(base, matrix[None])
-    return inverse[0], float(scalar(condition[0]))
+def _moments(base: Design, weights: Any, information: Any, degree: int, share: float) -> tuple[Any, Any, float]:
+    """Moments of the normal matrix, the inverse of the first, its condition; in single precision where that will do."""
+    host = to_host(information)
+    for design in (base.single(), base):
+        moments = normal_moments(design, weights, host, degree, share)
+        inverse, _, condition = invert(base, moments[:1])
+        if scalar(condition[0]) < _SINGLE_CONDITION:
+            break
+    return moments, inverse[0], float(scalar(condition[0]))
+
+
+def rough_inverse(base: Design, weights: Any) -> Any:
+    """Inverse normal matrix of the constant kernel (n_0, n_0) from a sample of the pixels, good to some 10 %."""
+    information = weights * power_under_kernel(base.reference, base.tiling, base.support)
+    return _moments(base, weights, information, 0, min(1.0, _ROUGH_PIXELS / math.prod(weights.shape)))[1]
 
 
 @dataclass

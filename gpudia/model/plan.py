@@ -16,9 +16,9 @@ from gpudia.model.convolver import TileConvolver
 from gpudia.model.design import Design
 from gpudia.model.fit import Fit, FitSettings, Fitter
 from gpudia.model.inputs import planes_of, uniform_stack
-from gpudia.model.iterative import SharedPreconditioner
+from gpudia.model.iterative import SharedPreconditioner, rough_inverse
 from gpudia.model.noise import ImageNoise
-from gpudia.model.planes import median_of, robust_sigma
+from gpudia.model.planes import SAMPLE, median_of, robust_sigma
 from gpudia.model.polynomials import count_terms
 from gpudia.model.reference import prepare_reference
 from gpudia.model.selection import PixelSelection
@@ -51,7 +51,7 @@ def _unit_of(reference: Any) -> float:
     """
     backend = backend_of(reference)
     data = reference.astype(backend.xp.float64)[None]
-    sigma = scalar(robust_sigma(data, backend.xp.isfinite(data))[0])
+    sigma = scalar(robust_sigma(data, backend.xp.isfinite(data), SAMPLE)[0])
     return 2.0 ** -round(math.log2(sigma)) if math.isfinite(sigma) and sigma > 0 else 1.0
 
 
@@ -79,8 +79,10 @@ class ReferencePlan:
         True = not to be used in the fit, but subtracted like the rest: known variable stars.
     spatial_degree : int
         Degree of the kernel's variation over the frame, 0 (constant) and up.
-    background_degree : int
-        Degree of the background polynomial, 0 and up.
+    background_degree : int or "auto"
+        Degree of the background polynomial, 0 and up; "auto": 1, or the kernel's where that is higher. With a lower
+        one than the kernel's the sky of the reference, times a photometric scale that varies, is part of the model:
+        what the sky is then decides on the scale, and the equations are hundreds of times worse conditioned.
     support : {"square", "circle"}
         Free pixels of the kernel: all, or those within K/2 of its centre.
     gain, read_noise : float, optional
@@ -148,10 +150,10 @@ class ReferencePlan:
     """
 
     def __init__(self, reference: Any, kernel_size: int, *, error: Any = None, mask: Any = None,
-                 fit_mask: Any = None, spatial_degree: int = 0, background_degree: int = 1, support: str = "square",
-                 pixels: str = "auto", gain: float | None = None, read_noise: float = 0.0, passes: int = 4,
-                 clip: float = 5.0, solver: str = "auto", covariance: str = "shared", precision: str = "auto",
-                 rtol: float = 1e-9, max_iterations: int = 200) -> None:
+                 fit_mask: Any = None, spatial_degree: int = 0, background_degree: int | str = "auto",
+                 support: str = "square", pixels: str = "auto", gain: float | None = None, read_noise: float = 0.0,
+                 passes: int = 4, clip: float = 5.0, solver: str = "auto", covariance: str = "shared",
+                 precision: str = "auto", rtol: float = 1e-9, max_iterations: int = 200) -> None:
         reference, error, mask = planes_of(reference, error, mask, "reference")
         if reference.ndim != 2:
             raise InputError(f"reference must have two axes (y, x), got shape {tuple(reference.shape)}")
@@ -159,14 +161,16 @@ class ReferencePlan:
         self.shape = (int(reference.shape[0]), int(reference.shape[1]))
         self.kernel_size = check_kernel_size(kernel_size, self.shape)
         spatial_degree = _number("spatial_degree", spatial_degree, 0, "an integer of 0 or more", integer=True)
-        background_degree = _number("background_degree", background_degree, 0, "an integer of 0 or more", integer=True)
+        if isinstance(background_degree, str) and background_degree == "auto":
+            background_degree = max(1, spatial_degree)
+        sky_degree = _number("background_degree", background_degree, 0, "an integer of 0 or more", integer=True)
         self.settings = _settings(passes, clip, solver, covariance, rtol, max_iterations, gain, read_noise)
         if precision not in ("auto", "double", "mixed"):
             raise InputError(f"precision must be 'auto', 'double' or 'mixed', got {precision!r}")
         self.precision = precision
         self.exact_covariance = self.settings.covariance == "exact" or self.settings.solver == "direct"
         self.support = kernel_support(self.kernel_size, support)
-        unknowns = int(self.support.sum()) * count_terms(spatial_degree) + count_terms(background_degree)
+        unknowns = int(self.support.sum()) * count_terms(spatial_degree) + count_terms(sky_degree)
         if unknowns > self.shape[0] * self.shape[1]:
             raise InputError(f"spatial_degree must leave more pixels than unknowns, got {spatial_degree}: {unknowns} "
                              f"unknowns for {self.shape[0] * self.shape[1]} pixels")
@@ -180,7 +184,7 @@ class ReferencePlan:
         self._fit_mask = planes_of(reference, None, fit_mask)[2]
         self._unit = _unit_of(reference)
         self.reference = prepare_reference(reference, error, mask, self._unit)
-        self._build(spatial_degree, background_degree)
+        self._build(spatial_degree, sky_degree)
 
     def _build(self, spatial_degree: int, background_degree: int) -> None:
         prepared, degrees = self.reference, (spatial_degree, background_degree)
@@ -188,7 +192,7 @@ class ReferencePlan:
         tiling = choose_tiling(self.shape, self.kernel_size, side)
         # Without its sky the reference is no multiple of the constant background: the equations stay well conditioned.
         # The background must have the kernel's terms for that; it is put right again in `_as_given`.
-        sky = median_of(prepared.data[None], prepared.good[None])[0]
+        sky = median_of(prepared.data[None], prepared.good[None], SAMPLE)[0]
         self._centred = background_degree >= spatial_degree
         self._sky = self.backend.xp.where(sky == sky, sky, 0.0) if self._centred else 0.0 * sky
         self._data = prepared.data - self._sky
@@ -207,23 +211,28 @@ class ReferencePlan:
             self.fitter = self._fitter(self.design, *self._unbiased(pixels))
         solver = self._solver or self.fitter
         self.precision = "mixed" if solver.settings.mixed else "double"
-        self.scale_bias = self._scale_bias(solver.preconditioner)
+        shared = solver.preconditioner
+        self.scale_bias = self._scale_bias(shared.weights, solver.design, shared.constant)
 
     def _unbiased(self, pixels: Any) -> tuple[SharedPreconditioner, Any]:
         """Preconditioner and pixels of the fit: all, or with pixels="auto" the informative where all bias the scale."""
-        shared = self._shared(self.design, pixels)
-        if self.pixels == "auto" and abs(scalar(self._scale_bias(shared))) > _BIAS:
-            informative = self._selection.informative()
-            if scalar(informative.sum()) >= 2 * self.design.n_parameters:
-                return self._shared(self.design, informative), informative
-        return shared, pixels
+        weights = self._selection.weights(pixels)
+        if self.pixels == "auto" and self.reference.variance is not None:
+            rough = rough_inverse(self._base(self.design), weights)
+            if abs(scalar(self._scale_bias(weights, self.design, rough))) > _BIAS:
+                informative = self._selection.informative()
+                if scalar(informative.sum()) >= 2 * self.design.n_parameters:
+                    pixels = informative
+        return self._shared(self.design, pixels), pixels
+
+    def _base(self, design: Design) -> Design:
+        """Return the design with a constant kernel; where it varies with a constant background, too."""
+        return Design(self._data, design.tiling, self.support, 0, 0) if design.spatial_degree else design
 
     def _shared(self, design: Design, pixels: Any) -> SharedPreconditioner:
-        base = design
-        if design.spatial_degree:
-            base = Design(self._data, design.tiling, self.support, 0, 0)
         weights = design.tiling.split(self.reference.weights)
-        return SharedPreconditioner(design, base, self.backend.xp.where(pixels, weights, 0.0))
+        weights = self.backend.xp.where(pixels, weights, 0.0)
+        return SharedPreconditioner(design, self._base(design), weights)
 
     def _fitter(self, design: Design, preconditioner: SharedPreconditioner, pixels: Any) -> Fitter:
         xp, reference = self.backend.xp, self.reference
@@ -235,7 +244,7 @@ class ReferencePlan:
             holes = TileConvolver((~reference.good).astype(dtype), design.tiling)
         return Fitter(design, preconditioner, noise, holes, pixels, replace(self.settings, mixed=mixed))
 
-    def _scale_bias(self, shared: SharedPreconditioner) -> Any:
+    def _scale_bias(self, weights: Any, design: Design, inverse: Any) -> Any:
         """Relative bias of the scale that the reference's noise causes, for a kernel of one pixel: the worst case.
 
         To first order -L 1^T M e with the inverse M of the shared normal matrix, L = sum w sigma_R^2, which the noise
@@ -245,8 +254,8 @@ class ReferencePlan:
         if self.reference.variance is None:
             return xp.zeros(())
         centre = int(self.support.ravel()[:self.kernel_size**2 // 2].sum())
-        noise = (shared.weights * shared.design.tiling.split(self.reference.variance)).sum()
-        return -noise * shared.constant[:m, centre].sum()
+        noise = (weights * design.tiling.split(self.reference.variance)).sum()
+        return -noise * inverse[:m, centre].sum()
 
     def subtract(self, images: Any, errors: Any = None, masks: Any = None, *,
                  keep: tuple[str, ...] = ()) -> DifferenceStack:

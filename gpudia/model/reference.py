@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gpudia.backend import backend_of, namespace_of
-from gpudia.model.planes import median_of
+from gpudia.backend import backend_of, namespace_of, scalar
+from gpudia.model.planes import SAMPLE, median_of
 
 __all__ = ["PreparedReference", "informative_pixels", "prepare_reference"]
 
@@ -45,11 +45,13 @@ def fill_holes(plane: Any, good: Any) -> Any:
     (Gaussian) mean grows until good pixels are found; the median of the plane stands where there are none.
     """
     xp = namespace_of(plane)
-    middle = median_of(plane[None], good[None])[0]
+    middle = median_of(plane[None], good[None], SAMPLE)[0]
     middle = xp.where(xp.isfinite(middle), middle, 0.0)
     filled = xp.where(good, plane, middle)
     known = good
     for sigma in (2.0, 8.0, 32.0):
+        if scalar(known.all()):
+            break
         weight = _blurred(good.astype(plane.dtype), sigma)
         total = _blurred(xp.where(good, plane - middle, 0.0), sigma)
         near = ~known & (weight > 0.02)
