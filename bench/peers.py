@@ -51,7 +51,7 @@ def ois_bramich(field: Field, kernel_size: int, repeats: int = 1) -> float | Non
 
 
 def sfft_numpy(field: Field, kernel_size: int, degree: int = 1, repeats: int = 1) -> float | None:
-    """SFFT on its NumPy backend, no weights, masked pixels filled with the median; the second run: without compiling."""
+    """SFFT on its NumPy backend, no weights, masked pixels filled with the median; the second run, after compiling."""
     if importlib.util.find_spec("sfft") is None:
         return None
     from sfft.sfftcore.SFFTConfigure import SingleSFFTConfigure

@@ -1,11 +1,13 @@
 """Laws that the model and the solve must keep, on every backend."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import star_field
 from scipy.signal import convolve2d
 
-from gpudia.backend import to_device, to_host
+from gpudia.backend import register_backend, to_device, to_host
 from gpudia.model import ReferencePlan, exponents, subtract
 from gpudia.model.convolver import TileConvolver
 from gpudia.model.design import Design
@@ -158,6 +160,74 @@ def test_a_nan_image_leaves_the_others_bit_for_bit(strict, crowded):
     assert with_bad.failed.tolist() == [False, True, False]
     assert np.isnan(with_bad.difference[1]).all()
     assert np.isnan(with_bad.scale[1])
+
+
+def hard_series(crowded):
+    """Images of every kind side by side: plain, noisy, struck by cosmic rays, wholly masked, NaN, without a star."""
+    rng = np.random.default_rng(5)
+    field = {name: np.concatenate([crowded[name]] * 4) for name in ("images", "errors", "masks")}
+    images, errors, masks = field["images"], field["errors"], field["masks"]
+    images[3:6] += 4 * errors[3:6] * rng.normal(size=images[3:6].shape)
+    images[6][rng.random(images[6].shape) < 0.02] += 5000.0
+    masks[7] = True
+    images[8] = np.nan
+    images[9] = 100.0
+    return dict(crowded, **field)
+
+
+@pytest.mark.parametrize("settings", [{"passes": 5}, {"passes": 5, "spatial_degree": 1, "precision": "mixed"}])
+def test_an_image_does_not_depend_on_its_neighbours(crowded, settings):
+    """Bit for bit: neither on how many others share a step, nor on what becomes of them."""
+    from gpudia.backend.numpy_backend import make_numpy_backend
+
+    backend, field = make_numpy_backend(), hard_series(crowded)
+    together = run(backend, field, **settings)
+    assert len(set(together.iterations.tolist())) > 3
+    for i in range(len(together)):
+        alone = run(backend, field, slice(i, i + 1), **settings)
+        for name in vars(alone):
+            if name not in ("covariance_kind", "support") and getattr(alone, name) is not None:
+                np.testing.assert_array_equal(getattr(together, name)[i], getattr(alone, name)[0], f"{name} {i}")
+
+
+def test_too_little_memory_halves_the_batch(crowded, monkeypatch, caplog):
+    """... once, with a line in the log and the same results; and one image that does not fit raises."""
+    from gpudia.backend.numpy_backend import make_numpy_backend
+
+    field, backend = hard_series(crowded), dataclasses.replace(make_numpy_backend(), workers=1)
+    plain, subtract_group, sizes = run(backend, field), ReferencePlan._subtract_group, []
+
+    def small(plan, group, *args):
+        sizes.append(group.stop - group.start)
+        if sizes[-1] > limit:
+            raise MemoryError
+        subtract_group(plan, group, *args)
+
+    monkeypatch.setattr(ReferencePlan, "_subtract_group", small)
+    limit = 6
+    register_backend(backend)
+    try:
+        halved = run(backend, field)
+        assert sizes == [12, 6, 6]
+        assert "out of memory with 12 images at once on cpu" in caplog.text
+        np.testing.assert_array_equal(halved.kernel, plain.kernel)
+        np.testing.assert_array_equal(halved.difference, plain.difference)
+        limit = 5
+        with pytest.raises(MemoryError):
+            run(backend, field)
+    finally:
+        register_backend(make_numpy_backend())
+
+
+def test_solver_error_is_what_the_iteration_left(backend, crowded):
+    """chi of the difference between the iterative and the direct model, where rtol is coarse; none where direct."""
+    direct = run(backend, crowded, passes=1, solver="direct", clip=np.inf)
+    rough = run(backend, crowded, passes=1, solver="iterative", clip=np.inf, rtol=1e-4)
+    assert (direct.solver_error == 0).all()
+    change = (rough.model - direct.model) / np.sqrt(crowded["errors"]**2)
+    left = np.sqrt(np.nansum(np.where(crowded["masks"], 0, change)**2, axis=(1, 2)))
+    assert (rough.solver_error > left / 5).all()
+    assert (rough.solver_error < 1e-3 * np.sqrt(np.nansum((direct.model / crowded["errors"])**2, axis=(1, 2)))).all()
 
 
 def test_masked_values_do_not_matter(backend, crowded):

@@ -52,8 +52,12 @@ class Backend:
     release : callable
         Give memory that the backend keeps for later arrays back to the device.
     at_once : callable
-        ``(bytes per item) -> int``: how many images (or tiles) one step should hold. One on a CPU (an image
-        then stays in the cache, and no result depends on its neighbours in the stack); many on a GPU.
+        ``(bytes per item) -> int``: how many images (or tiles) one step should hold. One on a CPU (they then stay in
+        the cache), many on a GPU.
+    least_pixels : int
+        Pixels that one step should hold at least, so that the calls take no longer than the work.
+    workers : int
+        How many functions `run_all` runs at the same time.
     tile_side : int
         Preferred side of the tiles in which a large frame is transformed, pixels.
     run_all : callable
@@ -74,6 +78,8 @@ class Backend:
     free_bytes: Callable[[], int]
     release: Callable[[], None]
     at_once: Callable[[int], int]
+    least_pixels: int
+    workers: int
     tile_side: int
     run_all: Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
     device: str = "cpu"

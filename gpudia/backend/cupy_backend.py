@@ -78,5 +78,5 @@ def make_cupy_backend() -> Backend:
         rfft2=lambda a, shape: cufft.rfft2(a, s=shape), irfft2=lambda a, shape: cufft.irfft2(a, s=shape),
         inverse_spd=inverse_spd, eigh=cp.linalg.eigh, free_bytes=free_bytes,
         release=pool.free_all_blocks, at_once=at_once,
-        tile_side=512, run_all=run_all, device=properties["name"].decode(),
+        least_pixels=1, workers=1, tile_side=512, run_all=run_all, device=properties["name"].decode(),
     )

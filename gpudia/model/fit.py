@@ -143,22 +143,23 @@ class Fitter:
         """
         xp, settings = self.xp, self.settings
         chosen = good if self.informative is None else good & self.informative
-        clipped, chi2, settled = xp.zeros_like(good), None, False
+        clipped, chi2 = xp.zeros_like(good), xp.full(len(data), xp.inf)
+        settled = xp.zeros(len(data), dtype=bool)
         trust: Any = 1.0
         state, variance = self._start(data, noise.sky), noise.first()
         for number in range(1, settings.passes + 1):
-            final = settled or number == settings.passes
+            final = number == settings.passes or scalar(settled.all())
             allowed, trust = (chosen & ~clipped, 1.0) if final else (chosen, trust)
             weights = xp.where(allowed, trust / variance, 0.0)
             variance = trust = None  # planes of a pass make room for those of the next
-            self._solve(state, weights, data, final)
+            self._solve(state, weights, data, final, settled)
             image_variance = noise.of_model(data - state.residual)
             variance = image_variance + self.reference_noise(state.a)
             if final:
                 break
             found, trust = self._outliers(state, data, variance, good, chosen)
             new_chi2 = self._mean(state.residual.astype(variance.dtype) ** 2 / variance, chosen & ~found)
-            settled = chi2 is not None and self._settled(clipped, found, chi2, new_chi2)
+            settled = ((clipped == found).all(axis=(1, 2, 3)) & (xp.abs(new_chi2 - chi2) <= _SAME_CHI2 * new_chi2))
             clipped, chi2 = found, new_chi2
         return self._result(state, data, good, chosen & ~clipped, clipped, weights, image_variance, variance)
 
@@ -239,10 +240,6 @@ class Fitter:
         xp = self.xp
         return xp.where(where, values, 0.0).sum(axis=(1, 2, 3)) / xp.maximum(where.sum(axis=(1, 2, 3)), 1)
 
-    def _settled(self, clipped: Any, found: Any, chi2: Any, new: Any) -> bool:
-        change = (clipped != found).any() | (self.xp.abs(new - chi2) > _SAME_CHI2 * new).any()
-        return not scalar(change)
-
     def _too_few(self, n_pixels: Any) -> Any:
         xp = self.xp
         return xp.where(n_pixels <= self.design.n_parameters, FRAME_FLAGS.no_pixels, 0).astype(xp.int32)
@@ -272,16 +269,22 @@ class Fitter:
         found.energy, found.left = found.energy * size, found.left * size
         return found
 
-    def _solve(self, state: _State, weights: Any, data: Any, final: bool) -> None:
-        """Bring a state to the solution under some weights."""
+    def _solve(self, state: _State, weights: Any, data: Any, final: bool, settled: Any) -> None:
+        """Bring a state to the solution under some weights.
+
+        Images that have settled wait for the others without a change, so that none depends on its neighbours.
+        """
         settings, xp = self.settings, self.xp
         suited = self.preconditioner.suits(weights)
         converged = xp.zeros(len(data), dtype=bool)
         if math.isfinite(self.preconditioner.condition) and not (final and settings.solver == "direct"):
-            converged = self._iterate(state, weights, data, suited, final)
+            wanted = suited if final else suited & ~settled
+            converged = self._iterate(state, weights, data, wanted, final)
             failed = suited & ~converged
             state.status = state.status | xp.where(failed, FRAME_FLAGS.no_convergence, 0).astype(xp.int32)
         exactly = ~(converged & suited)
+        if not final:
+            exactly = exactly & ~settled
         if final and settings.covariance == "exact":
             exactly = xp.ones_like(exactly)
         if scalar(exactly.any()):
@@ -301,25 +304,27 @@ class Fitter:
         if final:
             state.covariance, state.exact_rows = covariance, rows
 
-    def _iterate(self, state: _State, weights: Any, data: Any, suited: Any, final: bool) -> Any:
+    def _iterate(self, state: _State, weights: Any, data: Any, wanted: Any, final: bool) -> Any:
         """Correct the state until its error is small; return which images are there, (B,)."""
         design, xp = self.design, self.xp
-        limit = xp.where(suited, self._limit(weights, data, state.sky, final), xp.inf)
+        limit = xp.where(wanted, self._limit(weights, data, state.sky, final), xp.inf)
+        converged, state.left = ~wanted, xp.zeros(len(data))
         for number in range(_ROUNDS + 1):
             inner = self.inner if number < _ROUNDS else design
             r = (design if final else inner).adjoint(weights * state.residual)
             reach = limit
             if inner is not design:  # single precision does not gain more than five digits at once
                 reach = xp.maximum(limit, _SINGLE_GAIN**2 * self._energy(r, weights))
+            reach = xp.where(converged, xp.inf, reach)
             found = self._correction(weights, r, reach, inner)
-            state.left = found.left
+            state.left = xp.where(converged, state.left, found.left)
             state.a = state.a + found.solution
             state.residual = data - design.model(state.a)
             state.iterations = state.iterations + found.iterations
             if not final or inner is design:
-                return found.converged
+                return converged | found.converged
             # ... and three of them for certain
-            converged = found.converged & (found.energy * _SINGLE_CERTAIN**2 <= limit)
+            converged = converged | (found.converged & (found.energy * _SINGLE_CERTAIN**2 <= limit))
             if scalar(converged.all()):
                 break
         return converged

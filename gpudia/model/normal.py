@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpudia.backend import scalar
+from gpudia.backend import scalar, to_device
 from gpudia.model.design import Design
 from gpudia.model.polynomials import count_terms, exponents, scaled
 
@@ -189,15 +189,15 @@ def normal_moments(design: Design, weights: Any, information: np.ndarray, degree
             total += block @ block.T
         return total
 
-    moments = xp.zeros((count_terms(2 * degree), n, n))
+    moments = xp.zeros((count_terms(2 * degree), n * n))
     cells = list(_cells(design, degree))
     chosen = _chosen_blocks(design, cells, information, share)
     for start in range(0, len(cells), _AT_ONCE):
         group = slice(start, start + _AT_ONCE)
-        for cell, matrix in zip(cells[group], design.backend.run_all(sum_of, chosen[group]), strict=True):
-            for k, value in enumerate(_monomials(design, cell, 2 * degree)):
-                moments[k] += value * matrix
-    return moments
+        values = np.array([_monomials(design, cell, 2 * degree) for cell in cells[group]])
+        matrices = xp.stack(design.backend.run_all(sum_of, chosen[group])).reshape(len(values), -1)
+        moments += to_device(values.T, design.backend) @ matrices
+    return moments.reshape(-1, n, n)
 
 
 def solve_equations(design: Design, matrix: Any, vector: Any) -> tuple[Any, Any, Any]:

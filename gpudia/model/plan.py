@@ -288,7 +288,8 @@ class ReferencePlan:
         if backend_of(images).name != self.backend.name:
             raise InputError(f"images must be on the plan's backend {self.backend.name}, got {backend_of(images).name}")
         size = 8 * _PLANES_PER_IMAGE * self.shape[0] * self.shape[1] + 8 * 4 * self.design.n_parameters**2
-        step = self.backend.at_once(size)
+        step = max(self.backend.at_once(size), self.backend.least_pixels // math.prod(self.shape))
+        step = min(step, -(-len(images) // self.backend.workers)) or 1
         out = StackBuilder(self.design, images, keep)
 
         def subtract_group(group: slice) -> None:
