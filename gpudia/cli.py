@@ -34,9 +34,9 @@ _RUN_VALUES = (
     ("size", "PX", "side of the region around the target"),
     ("reference", "auto|FILE", "the reference frame; auto: the one with the smallest expected noise"),
     ("kernel_size", "auto|PX", "side of the matching kernel, odd"),
-    ("kernel_support", "circle|square", "pixels of the kernel's square that are used"),
+    ("kernel_support", "circle|square|aic", "pixels of the kernel's square that are used"),
     ("spatial_degree", "auto|N", "degree by which the kernel varies over the region, 0 to 3"),
-    ("background_degree", "N", "degree of the differential background, 0 to 5"),
+    ("background_degree", "auto|N", "degree of the differential background, 0 to 5"),
     ("passes", "N", "passes of weighting and clipping"),
     ("clip", "SIGMA", "leave pixels out of the kernel fit beyond this"),
     ("solver", "auto|direct|iterative", "how the normal equations are solved"),
@@ -313,10 +313,9 @@ def _add_subtract(commands: Any) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIFF.fits", help="file to write")
     parser.add_argument("--kernel-size", type=_number, default="auto", metavar="auto|PX",
                         help="side of the matching kernel, odd (default: %(default)s)")
-    for name, default in (("spatial_degree", "auto"), ("background_degree", 1)):
-        parser.add_argument(_option(name), type=_number, default=default,
-                            metavar="auto|N" if default == "auto" else "N",
-                            help=f"{dict((n, h) for n, _, h in _RUN_VALUES)[name]} (default: {default})")
+    for name in ("spatial_degree", "background_degree"):
+        parser.add_argument(_option(name), type=_number, default="auto", metavar="auto|N",
+                            help=f"{dict((n, h) for n, _, h in _RUN_VALUES)[name]} (default: auto)")
     parser.add_argument("--no-align", dest="align", action="store_false", help="both are on one pixel grid already")
     parser.add_argument("--mask", type=Path, metavar="FILE", help="mask of the image, not 0 = ignore")
     parser.add_argument("--error", type=Path, metavar="FILE", help="error of the image, 1 sigma, ADU")

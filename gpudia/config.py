@@ -198,10 +198,12 @@ class RunConfig:
         Mask pixels that are sharper than a star can be (cosmic rays, bad pixels and columns).
     kernel_size : int or "auto"
         Side of the matching kernel, pixels: odd, at least 3. ``auto``: from the frames' seeing.
-    kernel_support : {"circle", "square"}
-        Which pixels of the kernel's square are used.
-    spatial_degree, background_degree : int
-        Degrees by which kernel (0 to 3; ``auto``: 1 with 90 bright stars, else 0) and background (0 to 5) vary.
+    kernel_support : {"circle", "square", "aic"}
+        Which pixels of the kernel's square are used; ``aic``: the circle with the least information criterion.
+    spatial_degree, background_degree : int or "auto"
+        Degrees by which kernel (0 to 3) and background (0 to 5) vary. ``auto``: for the kernel the one with the least
+        AIC on three frames, at most 1 with fewer than 180 bright stars and 0 with fewer than 90; for the background
+        the kernel's, at least 1.
     passes : int
         Passes of weighting and clipping of the kernel fit, 1 to 20.
     clip : float
@@ -249,9 +251,9 @@ class RunConfig:
     max_stars: int = _setting(_integer(3), 5000)
     find_defects: bool = _setting(_YES_NO, True)
     kernel_size: int | str = _setting(_auto_or(_integer(3, odd=True)), "auto")
-    kernel_support: str = _setting(_choice("circle", "square"), "circle")
+    kernel_support: str = _setting(_choice("circle", "square", "aic"), "circle")
     spatial_degree: int | str = _setting(_auto_or(_integer(0, 3)), "auto")
-    background_degree: int = _setting(_integer(0, 5), 1)
+    background_degree: int | str = _setting(_auto_or(_integer(0, 5)), "auto")
     passes: int = _setting(_integer(1, 20), 4)
     clip: float = _setting(_number("sigma"), 5.0)
     solver: str = _setting(_choice("auto", "direct", "iterative"), "auto")

@@ -32,7 +32,7 @@ def test_kernel_size(pair, size, text):
 @pytest.mark.parametrize(("setting", "value", "text"), [
     ("spatial_degree", -1, "spatial_degree must be an integer of 0 or more, got -1"),
     ("background_degree", 1.5, "background_degree must be an integer of 0 or more, got 1.5"),
-    ("support", "disc", "support must be 'square' or 'circle', got 'disc'"),
+    ("support", "disc", "support must be 'square', 'circle' or an array, got 'disc'"),
     ("solver", "lu", "solver must be 'auto', 'direct' or 'iterative', got 'lu'"),
     ("covariance", "no", "covariance must be 'exact' or 'shared', got 'no'"),
     ("gain", 0, r"gain must be positive \(e-/ADU\) or None, got 0"), ("gain", np.nan, "gain must be positive"),

@@ -15,7 +15,6 @@ from astropy.timeseries import TimeSeries
 import gpudia
 from gpudia.cli import main
 from gpudia.flags import FRAME_FLAGS
-from gpudia.pipeline.reference import automatic_kernel_size
 from gpudia.simulate import SimulationSettings, simulate_field, write_series
 
 CONTRACT = Path(__file__).resolve().parents[2] / "shared" / "contract" / "check_output.py"
@@ -306,14 +305,6 @@ def test_turned_and_mirrored_frames_are_registered_exactly(series, target, tmp_p
     frame = next(f for f in series.frames if f.name == row["name"])
     assert row["route"] in ("offset", "pattern")
     assert row["scale"] == pytest.approx(frame.scale, abs=4 * row["scale_err"] + 0.03)
-
-
-def test_automatic_kernel_size_follows_the_seeing():
-    assert automatic_kernel_size([3.0, 3.0], 3.0, 250) == 9
-    assert automatic_kernel_size([3.0, 6.0], 3.0, 250) == 2 * (int(np.ceil(1.25 * np.sqrt(27))) + 4) + 1
-    assert automatic_kernel_size([30.0], 3.0, 500) == 31
-    assert automatic_kernel_size([np.nan], 3.0, 250) == 17
-    assert automatic_kernel_size([30.0], 3.0, 60) == 15
 
 
 @pytest.mark.realdata

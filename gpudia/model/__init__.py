@@ -1,5 +1,6 @@
 """The numbers: arrays in, arrays out, on whichever backend they live. No FITS, no WCS, no transfers."""
 
+from gpudia.model.choose import DegreeChoice, automatic_kernel_size, choose_degree, choose_support
 from gpudia.model.plan import ReferencePlan, subtract
 from gpudia.model.polynomials import count_terms, evaluate_terms, exponents
 from gpudia.model.resample import Resampled, resample
@@ -7,10 +8,14 @@ from gpudia.model.stack import DifferenceStack
 from gpudia.model.support import check_kernel_size, kernel_support
 
 __all__ = [
+    "DegreeChoice",
     "DifferenceStack",
     "ReferencePlan",
     "Resampled",
+    "automatic_kernel_size",
     "check_kernel_size",
+    "choose_degree",
+    "choose_support",
     "count_terms",
     "evaluate_terms",
     "exponents",

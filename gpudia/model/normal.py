@@ -51,15 +51,16 @@ def _fill_block(design: Design, part: Any, place: _Block, block: Any) -> None:
     k = 0
     for uy, row in enumerate(design.support):
         # Kernel pixel (uy, ux) multiplies R(x - u): the shifted reference starts at K - 1 - u in the padded part. The
-        # free pixels of one row of the kernel stand side by side: one copy through a view of overlapping windows.
+        # free pixels of one row mostly stand side by side: one copy through a view of overlapping windows.
         first_row = rows.start + K - 1 - uy
         strip = part[first_row:first_row + height, columns.start:columns.stop + K - 1]
         sy, sx = strip.strides
         windows = design.xp.lib.stride_tricks.as_strided(strip, shape=(K, height, width), strides=(sx, sy, sx))
         free = np.flatnonzero(row)
-        first, count = K - 1 - int(free[-1]), len(free)
-        block[k:k + count].reshape(count, height, width)[...] = windows[first:first + count][::-1]
-        k += count
+        for run in np.split(free, np.flatnonzero(np.diff(free) > 1) + 1) if len(free) else ():
+            first, count = K - 1 - int(run[-1]), len(run)
+            block[k:k + count].reshape(count, height, width)[...] = windows[first:first + count][::-1]
+            k += count
     for p in range(1, design.n_spatial):
         block[p * n:(p + 1) * n] = block[:n] * terms[p]
     block[design.n_spatial * n:design.n_parameters] = terms[:design.n_background]

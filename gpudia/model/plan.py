@@ -83,8 +83,8 @@ class ReferencePlan:
         Degree of the background polynomial, 0 and up; "auto": 1, or the kernel's where that is higher. With a lower
         one than the kernel's the sky of the reference, times a photometric scale that varies, is part of the model:
         what the sky is then decides on the scale, and the equations are hundreds of times worse conditioned.
-    support : {"square", "circle"}
-        Free pixels of the kernel: all, or those within K/2 of its centre.
+    support : {"square", "circle"} or bool array (K, K)
+        Free pixels of the kernel: all, those within K/2 of its centre, or those of an array (see `choose_support`).
     gain, read_noise : float, optional
         e-/ADU and e- of the images; used for images that come without errors.
     pixels : {"auto", "all", "informative"}
@@ -151,9 +151,10 @@ class ReferencePlan:
 
     def __init__(self, reference: Any, kernel_size: int, *, error: Any = None, mask: Any = None,
                  fit_mask: Any = None, spatial_degree: int = 0, background_degree: int | str = "auto",
-                 support: str = "square", pixels: str = "auto", gain: float | None = None, read_noise: float = 0.0,
-                 passes: int = 4, clip: float = 5.0, solver: str = "auto", covariance: str = "shared",
-                 precision: str = "auto", rtol: float = 1e-9, max_iterations: int = 200) -> None:
+                 support: str | np.ndarray = "square", pixels: str = "auto", gain: float | None = None,
+                 read_noise: float = 0.0, passes: int = 4, clip: float = 5.0, solver: str = "auto",
+                 covariance: str = "shared", precision: str = "auto", rtol: float = 1e-9,
+                 max_iterations: int = 200) -> None:
         reference, error, mask = planes_of(reference, error, mask, "reference")
         if reference.ndim != 2:
             raise InputError(f"reference must have two axes (y, x), got shape {tuple(reference.shape)}")
@@ -322,6 +323,19 @@ class ReferencePlan:
         out.put(group, images, finite, good, fit)
         if out.covariance is not None:
             out.put_covariance(group, self._covariance_of(fit))
+
+    def equations_of(self, stack: DifferenceStack, image: int) -> tuple[Any, Any]:
+        """Weights and data (1, T, h, w) with which one image of a stack of this plan entered its last pass.
+
+        In the plan's own units, for `gpudia.model.normal.normal_equations` with the plan's design.
+        """
+        xp, tiling = self.backend.xp, self.design.tiling
+        variance = stack.variance[image:image + 1].astype(xp.float64) * self._unit**2
+        data = (stack.difference[image:image + 1] + stack.model[image:image + 1]).astype(xp.float64) * self._unit
+        used = ~(stack.mask | stack.clipped)[image:image + 1] & xp.isfinite(data) & (variance > 0)
+        weights = tiling.split(xp.where(used, 1.0 / xp.where(used, variance, 1.0), 0.0))
+        pixels = self._selection.usable if self.fitter.informative is None else self.fitter.informative
+        return xp.where(pixels, weights, 0.0), tiling.split(xp.where(used, data, 0.0))
 
     def _as_given(self, fit: Fit) -> Fit:
         """Coefficients, errors and planes for reference and images as they came: with the sky, and in their units."""

@@ -95,6 +95,11 @@ class DifferenceStack:
         return (self.flags & (255 - PIXEL_FLAGS.clipped)) != 0
 
     @property
+    def clipped(self) -> Any:
+        """Pixels left out of the fit as outliers, bool (B, H, W)."""
+        return (self.flags & PIXEL_FLAGS.clipped) != 0
+
+    @property
     def failed(self) -> Any:
         """Images without a result, bool (B,): their planes and numbers are NaN."""
         return (self.status & (FRAME_FLAGS.no_pixels | FRAME_FLAGS.not_finite)) != 0

@@ -23,14 +23,20 @@ def check_kernel_size(kernel_size: int, shape: tuple[int, int]) -> int:
     return int(kernel_size)
 
 
-def kernel_support(kernel_size: int, support: str = "square") -> np.ndarray:
+def kernel_support(kernel_size: int, support: str | np.ndarray = "square") -> np.ndarray:
     """Return a boolean (K, K) host array: True where the kernel may be non-zero.
 
     "square" has all K^2 pixels; "circle" those within K/2 of the centre (about pi/4 of them: the corners of a
-    square carry noise and no light).
+    square carry noise and no light). An array (K, K) is taken as it is: True = free.
     """
+    if not isinstance(support, str):
+        free = np.asarray(support) != 0
+        if free.shape != (kernel_size, kernel_size) or not free[kernel_size // 2, kernel_size // 2]:
+            raise InputError(f"support must be of shape {(kernel_size, kernel_size)} and True at its centre, got shape "
+                             f"{free.shape}")
+        return free
     if support not in ("square", "circle"):
-        raise InputError(f"support must be 'square' or 'circle', got {support!r}")
+        raise InputError(f"support must be 'square', 'circle' or an array, got {support!r}")
     if support == "square":
         return np.ones((kernel_size, kernel_size), bool)
     offset = np.arange(kernel_size) - kernel_size // 2

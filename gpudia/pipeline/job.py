@@ -23,11 +23,11 @@ from gpudia.images.headers import name_of
 from gpudia.model import DifferenceStack
 from gpudia.pipeline.journal import Journal, log_to, prepare_output
 from gpudia.pipeline.listing import expand_frames
-from gpudia.pipeline.looks import FrameStore, Look, choose_reference, frame_errors, region_of, register_all, take_look
+from gpudia.pipeline.looks import FrameStore, Look, choose_reference, frame_errors, register_all, take_look
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_epoch, prepare_measures
 from gpudia.pipeline.outputs import RunResult, write_difference, write_results
 from gpudia.pipeline.prepare import Prepared, PreparedBatch, place_batch, prepare
-from gpudia.pipeline.reference import RunReference, automatic_degree, make_reference
+from gpudia.pipeline.reference import RunReference, make_reference, provisional, settle_model, trial_looks
 
 __all__ = ["run"]
 
@@ -99,16 +99,17 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     looks = _look_at(job, paths)
     best = choose_reference(looks, config, job.store)
     log.info("reference %s", best.path)
-    if config.spatial_degree == "auto":
-        config = job.config = config.replace(spatial_degree=automatic_degree(best, region_of(config, best)))
-        log.info("spatial degree %d", config.spatial_degree)
+    job.config = provisional(config)
     with job.bar(looks, "register") as bar:
-        register_all(looks, best, config, bar.update)
-    reference = make_reference(best, job.store.read(best.path), looks, config, job.backend)
+        register_all(looks, best, job.config, bar.update)
+    reference = make_reference(best, job.store.read(best.path), looks, job.config, job.backend)
+    trial = _trial(job, trial_looks(looks, reference, config), reference)
+    job.config, reference = settle_model(reference, config, trial)
     usable = [look for look in looks if not look.reason]
     widths = [look.quality.fwhm for look in usable if look.quality is not None]
-    measures = prepare_measures(reference, widths, config.aperture_radius, config.background_degree)
-    journal.write("reference", file=str(best.path), kernel_size=reference.kernel_size, stars=len(reference.stars))
+    measures = prepare_measures(reference, widths, config.aperture_radius, job.config.background_degree)
+    journal.write("reference", file=str(best.path), kernel_size=reference.kernel_size, stars=len(reference.stars),
+                  spatial_degree=job.config.spatial_degree, background_degree=job.config.background_degree)
     with job.bar(usable, "subtract") as bar:
         for batch in _batches(job, usable, reference):
             _do_batch(job, batch, reference, measures)
@@ -116,6 +117,24 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     result = write_results(job.output, job.backend, looks, reference, measures, job.results)
     journal.write("end", ok=result.n_ok, failed=result.n_failed)
     return result
+
+
+def _trial(job: _Job, looks: Sequence[Look], reference: RunReference) -> PreparedBatch | None:
+    """Place some frames for the choice of the model; those that cannot be prepared are reported later."""
+    ready: list[Prepared] = []
+    for look in looks:
+        try:
+            with frame_errors(look.path):
+                ready.append(_prepare(job, look, reference, keep=True))
+        except FrameError:
+            continue
+    for some in (ready, ready[:1]):
+        try:
+            with frame_errors(reference.look.path):
+                return place_batch(some, reference.region.shape, job.backend) if some else None
+        except FrameError as error:
+            log.warning("%d frames for the choice of the model: %s", len(some), error.reason)
+    return None
 
 
 def _look_at(job: _Job, paths: Sequence[Path]) -> list[Look]:
@@ -223,10 +242,10 @@ def _solve(job: _Job, ready: Sequence[tuple[Look, Prepared]],
     return placed, stack, ratio
 
 
-def _prepare(job: _Job, look: Look, reference: RunReference) -> Prepared:
+def _prepare(job: _Job, look: Look, reference: RunReference, keep: bool = False) -> Prepared:
     with _warnings_logged(look.path):
         frame = job.store.read(look.path)
-        if look is not reference.look:
+        if look is not reference.look and not keep:
             job.store.drop(look.path)
         return prepare(frame, look.registration, reference.region, job.config)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,11 @@ from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import SOURCE_FLAGS
 from gpudia.images import Frame, Region, cut
-from gpudia.model import ReferencePlan
+from gpudia.model import ReferencePlan, automatic_kernel_size, choose_degree, choose_support, count_terms
 from gpudia.pipeline.looks import Look, region_of, target_position
+from gpudia.pipeline.prepare import PreparedBatch
 
-__all__ = ["RunReference", "automatic_degree", "automatic_kernel_size", "make_reference"]
+__all__ = ["RunReference", "make_reference", "provisional", "settle_model", "trial_looks"]
 
 log = logging.getLogger("gpudia.pipeline")
 
@@ -54,31 +55,17 @@ class RunReference:
     plan: ReferencePlan
 
 
-def automatic_kernel_size(fwhm: Sequence[float], reference_fwhm: float, side: int) -> int:
-    """Odd kernel size for all epochs, from the seeing widths.
-
-    Radius ceil(1.25 sqrt(|FWHM_I^2 - FWHM_R^2|)) + 4 px, between 4 and 15, for the epoch that needs the largest: wide
-    enough that the scale is not biased by light of the wings left outside. At most a quarter of the region's side.
-    """
-    widths = np.asarray([f for f in fwhm if math.isfinite(f)])
-    if not len(widths) or not math.isfinite(reference_fwhm):
-        radius = 8
-    else:
-        largest = float(np.sqrt(np.abs(widths**2 - reference_fwhm**2)).max())
-        radius = min(max(math.ceil(1.25 * largest) + 4, 4), 15)
-    radius = min(radius, (side // 4 - 1) // 2)
-    return 2 * max(radius, 1) + 1
-
-
 #: Bright stars in the region for every polynomial term of the kernel.
 _STARS_PER_TERM = 30
 _BRIGHT = 50.0
+#: Highest degree tried by itself.
+_MOST_DEGREE = 2
 #: Radius around the target that is kept out of the kernel fit, in units of the FWHM.
 _TARGET = 2.0
 
 
-def automatic_degree(look: Look, region: Region) -> int:
-    """Degree of the kernel's variation that the region's stars can carry: 1 with 90 bright ones, else 0.
+def _most_degrees(look: Look, region: Region) -> int:
+    """Highest degree of the kernel's variation that the region's stars can carry, at most 2: 30 bright ones a term.
 
     Each polynomial term has a whole kernel of unknowns. With few stars (above S/N 50, not saturated) these fit noise:
     on a simulated sparse field degree 1 biased the scale by 30 %, degree 0 by no more than its error.
@@ -86,8 +73,91 @@ def automatic_degree(look: Look, region: Region) -> int:
     stars = look.stars
     bright = (np.asarray(stars["flux"]) > _BRIGHT * np.asarray(stars["flux_err"]))
     bright &= (np.asarray(stars["flags"]) & SOURCE_FLAGS.saturated) == 0
-    inside = region.contains(np.column_stack([stars["x"], stars["y"]]))
-    return int((bright & inside).sum() >= 3 * _STARS_PER_TERM)
+    count = int((bright & region.contains(np.column_stack([stars["x"], stars["y"]]))).sum())
+    carried = [degree for degree in range(1, _MOST_DEGREE + 1) if count >= _STARS_PER_TERM * count_terms(degree)]
+    return max(carried, default=0)
+
+
+def provisional(config: RunConfig) -> RunConfig:
+    """Return the settings to begin with, while `settle_model` has not yet chosen: a constant kernel, a full circle."""
+    changed = _of_degree(config, 0 if config.spatial_degree == "auto" else int(config.spatial_degree))
+    return changed.replace(kernel_support="circle" if config.kernel_support == "aic" else config.kernel_support)
+
+
+def _of_degree(config: RunConfig, degree: int) -> RunConfig:
+    sky = max(1, degree) if config.background_degree == "auto" else config.background_degree
+    return config.replace(spatial_degree=degree, background_degree=sky)
+
+
+def trial_looks(looks: Sequence[Look], reference: RunReference, config: RunConfig) -> list[Look]:
+    """Frames on which the model is chosen: those of narrowest, middle and widest seeing; none where it is set."""
+    carried = config.spatial_degree == "auto" and _most_degrees(reference.look, reference.region) > 0
+    if not carried and config.kernel_support != "aic":
+        return []
+    usable = [look for look in looks if not look.reason and look is not reference.look and look.quality is not None]
+    usable.sort(key=lambda look: look.quality.fwhm if look.quality is not None else math.nan)
+    picked = {0, len(usable) // 2, len(usable) - 1} if usable else set()
+    return [usable[i] for i in sorted(picked)]
+
+
+def settle_model(reference: RunReference, config: RunConfig,
+                 trial: PreparedBatch | None) -> tuple[RunConfig, RunReference]:
+    """Choose what is "auto" or "aic" in the kernel's model from some prepared frames.
+
+    Parameters
+    ----------
+    reference : RunReference
+        Made with the `provisional` settings.
+    config : RunConfig
+        The settings as the user gave them.
+    trial : PreparedBatch or None
+        A few frames; None: there are none, the provisional model stays.
+
+    Returns
+    -------
+    config : RunConfig
+        With numbers in place of "auto".
+    reference : RunReference
+        With the plan of that model.
+    """
+    first = provisional(config)
+    if trial is None or (config.spatial_degree != "auto" and config.kernel_support != "aic"):
+        return first, reference
+    support: Any = first.kernel_support
+    if config.kernel_support == "aic":
+        square = _plan_of(reference, _of_degree(first, 0), "square")
+        support = choose_support(square, trial.data, trial.error, trial.mask)
+        log.info("kernel support by AIC: %d of %d pixels", support.sum(), support.size)
+    if config.spatial_degree != "auto":
+        return first, replace(reference, plan=_plan_of(reference, first, support))
+    sky = config.background_degree
+    choice = choose_degree(
+        lambda degree: _plan_of(reference, _of_degree(first.replace(background_degree=sky), degree), support),
+        trial.data, trial.error, trial.mask, degrees=range(_most_degrees(reference.look, reference.region) + 1))
+    log.info("spatial degree %d (%s)", choice.degree,
+             ", ".join(f"AIC falls by {gain:.0f} with degree {degree}" for degree, gain in choice.gains.items())
+             or "no more than 90 bright stars")
+    settled = _of_degree(first.replace(background_degree=sky), choice.degree)
+    return settled, replace(reference, plan=choice.plan)
+
+
+def _plan_of(reference: RunReference, config: RunConfig, support: Any) -> ReferencePlan:
+    """Plan of a reference under other settings."""
+    quality = reference.look.quality
+    return _make_plan(reference.cutout, reference.kernel_size, reference.target,
+                      math.nan if quality is None else quality.fwhm, config, support, reference.plan.backend)
+
+
+def _make_plan(cutout: Frame, size: int, target: tuple[float, float] | None, fwhm: float, config: RunConfig,
+               support: Any, backend: Backend) -> ReferencePlan:
+    shape = (cutout.data.shape[0], cutout.data.shape[1])
+    return ReferencePlan(
+        to_device(cutout.data, backend), size, error=to_device(np.sqrt(cutout.variance), backend),
+        mask=to_device(cutout.mask != 0, backend),
+        fit_mask=None if target is None else to_device(_disc(target, shape, _TARGET * fwhm), backend),
+        spatial_degree=int(config.spatial_degree), background_degree=config.background_degree, support=support,
+        passes=config.passes, clip=config.clip, solver=config.solver,
+        covariance="exact" if config.solver == "direct" else "shared")
 
 
 def make_reference(look: Look, frame: Frame, looks: Sequence[Look], config: RunConfig,
@@ -118,13 +188,7 @@ def make_reference(look: Look, frame: Frame, looks: Sequence[Look], config: RunC
                           f"got {size}")
     stars = _stars_in(look, region)
     target, note = _target(config, look, region, stars, fwhm)
-    plan = ReferencePlan(
-        to_device(cutout.data, backend), size, error=to_device(np.sqrt(cutout.variance), backend),
-        mask=to_device(cutout.mask != 0, backend),
-        fit_mask=None if target is None else to_device(_disc(target, region.shape, _TARGET * fwhm), backend),
-        spatial_degree=config.spatial_degree,
-        background_degree=config.background_degree, support=config.kernel_support, passes=config.passes,
-        clip=config.clip, solver=config.solver, covariance="exact" if config.solver == "direct" else "shared")
+    plan = _make_plan(cutout, size, target, fwhm, config, config.kernel_support, backend)
     return RunReference(look, cutout, region, stars, target, note, size, plan)
 
 

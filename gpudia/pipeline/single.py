@@ -12,10 +12,10 @@ from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import Frame, FrameLayout, write_hdus
-from gpudia.pipeline.looks import FrameStore, Look, region_of, register_all, take_look
+from gpudia.pipeline.looks import FrameStore, Look, register_all, take_look
 from gpudia.pipeline.outputs import difference_hdus, provenance
 from gpudia.pipeline.prepare import place_batch, prepare
-from gpudia.pipeline.reference import automatic_degree, make_reference
+from gpudia.pipeline.reference import make_reference, provisional, settle_model
 
 __all__ = ["SubtractResult", "subtract_files"]
 
@@ -81,7 +81,7 @@ def _with_planes(frame: Frame, mask: Path | None, error: Path | None) -> Frame:
 
 
 def subtract_files(reference: str | Path, image: str | Path, output: str | Path, *, kernel_size: int | str = "auto",
-                   spatial_degree: int | str = "auto", background_degree: int = 1, align: bool = True,
+                   spatial_degree: int | str = "auto", background_degree: int | str = "auto", align: bool = True,
                    mask: str | Path | None = None, error: str | Path | None = None, gain: float | None = None,
                    saturation: float | None = None, overwrite: bool = False) -> SubtractResult:
     """Subtract a reference file from an image file and write the difference.
@@ -96,7 +96,7 @@ def subtract_files(reference: str | Path, image: str | Path, output: str | Path,
         Odd, pixels; "auto" from the seeing of both.
     spatial_degree : int or "auto"
         "auto": 1 where the reference has stars enough for it, else 0.
-    background_degree : int
+    background_degree : int or "auto"
     align : bool
         Register the image with the reference by their stars; False where both are on one grid.
     mask, error : path, optional
@@ -128,15 +128,15 @@ def subtract_files(reference: str | Path, image: str | Path, output: str | Path,
     store = _Overrides(FrameLayout(**config.layout()), image, None if mask is None else Path(mask),
                        None if error is None else Path(error))
     looks = [_look(path, store, config) for path in (reference, image)]
-    if config.spatial_degree == "auto":
-        config = config.replace(spatial_degree=automatic_degree(looks[0], region_of(config, looks[0])))
-    register_all(looks[1:], looks[0], config, lambda: None)
+    first = provisional(config)
+    register_all(looks[1:], looks[0], first, lambda: None)
     if looks[1].reason:
         raise FrameError(looks[1].reason, image)
     backend = active_backend()
-    made = make_reference(looks[0], store.read(reference), looks, config, backend)
-    prepared = prepare(store.read(image), looks[1].registration, made.region, config)
+    made = make_reference(looks[0], store.read(reference), looks, first, backend)
+    prepared = prepare(store.read(image), looks[1].registration, made.region, first)
     placed = place_batch([prepared], made.region.shape, backend)
+    _, made = settle_model(made, config, placed)
     stack = made.plan.subtract(placed.data, placed.error, placed.mask).to_host()
     flags = int(stack.status[0]) | prepared.flags | looks[1].flags
     stack.require_solution(0)
