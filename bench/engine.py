@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import peers
-from common import RESULTS, extra_memory, save
-from fields import crowded_field
+from common import RESULTS, save, traced_memory
+from fields import Field, crowded_field
 
 from gpudia import ReferencePlan
 
@@ -36,9 +36,10 @@ SMALL = {
 }
 
 
-def ours(side: int, kernel: int, degree: int, images: int, depth: float = 1.0, **settings: Any) -> dict[str, Any]:
+def ours(side: int, kernel: int, degree: int, images: int, depth: float = 1.0, different: int = 8,
+         **settings: Any) -> dict[str, Any]:
     """Times of the plan and of one image, iterations, and errors against the truth."""
-    field = crowded_field(side, min(images, 8), depth=depth).take(images)
+    field = crowded_field(side, min(images, different), depth=depth).take(images)
     ReferencePlan(field.reference[:64, :64], 5, error=field.reference_error[:64, :64])  # imports what is imported late
     start = time.perf_counter()
     plan = ReferencePlan(field.reference, kernel, error=field.reference_error, mask=field.reference_mask,
@@ -51,9 +52,23 @@ def ours(side: int, kernel: int, degree: int, images: int, depth: float = 1.0, *
         stack = plan.subtract(field.images, field.errors, field.masks)
         times.append((time.perf_counter() - start) / images)
     return {"plan_s": round(planned, 4), "image_s": round(min(times), 5), "scale": [float(s) for s in stack.scale[:2]],
-            "scale_off": round(float(np.abs(stack.scale / field.scales - 1).max()), 5),
+            **scale_error(field, stack),
             "iterations": float(stack.iterations.mean()), "chi2": round(float(np.median(stack.chi2)), 4),
             "near_stars_sigma": near_stars(field, stack), "failed": int((stack.status & 3 != 0).sum())}
+
+
+def scale_error(field: Field, stack: Any) -> dict[str, float]:
+    """Weighted mean of scale / truth - 1 over the images, its error, and the rms of the pulls.
+
+    The reference's noise is common to all images: the error of the mean leaves it out.
+    """
+    different = slice(0, len(np.unique(field.scales)))
+    off = (stack.scale / field.scales - 1)[different]
+    sigma = (stack.scale_error / field.scales)[different]
+    weight = 1 / sigma**2
+    return {"scale_off_percent": round(100 * float((off * weight).sum() / weight.sum()), 3),
+            "scale_off_error_percent": round(100 * float(weight.sum() ** -0.5), 3),
+            "scale_pull_rms": round(float(np.sqrt(((off / sigma) ** 2).mean())), 2)}
 
 
 def near_stars(field: Any, stack: Any, radius: int = 5, count: int = 20) -> float:
@@ -77,7 +92,8 @@ def near_stars(field: Any, stack: Any, radius: int = 5, count: int = 20) -> floa
 
 def acceptance(small: bool) -> dict[str, Any]:
     """The cases side by side with the other programs."""
-    side, kernel, big, cutout, cutout_kernel = (96, 9, 160, 64, 7) if small else (512, 21, 2048, 250, 17)
+    side, kernel, big, cutout, cutout_kernel, deep_kernel = (96, 9, 160, 64, 7, 11) if small else (
+        512, 21, 2048, 250, 17, 31)
     field = crowded_field(side, 8)
     figures: dict[str, Any] = {"side": side, "kernel": kernel, "images": 20}
     for degree in (0, 1, 2):
@@ -91,10 +107,10 @@ def acceptance(small: bool) -> dict[str, Any]:
     small_field = crowded_field(cutout, 8)
     figures["cutouts_explicit_s"] = peers.alone(peers.explicit, small_field, cutout_kernel, repeats=REPEATS)
     whole = crowded_field(big, 2)
-    figures["whole"] = {"side": big, "sfft_s": peers.alone(peers.sfft_numpy, whole, kernel, 1)}
+    figures["whole"] = {"side": big, "sfft_s": peers.alone(peers.sfft, whole, kernel, 1)}
     for pixels in ("all", "informative"):
         figures["whole"][pixels] = peers.alone(ours, big, kernel, 1, 2, pixels=pixels)
-    figures["deep"] = peers.alone(ours, side, kernel, 1, 8, depth=20.0)
+    figures["deep"] = peers.alone(ours, side, deep_kernel, 1, 16, depth=100.0, different=16)
     return {**figures, "ratios": ratios(figures)}
 
 
@@ -139,17 +155,28 @@ def growth(small: bool) -> dict[str, Any]:
 
 
 def memory(small: bool) -> dict[str, Any]:
-    """Peak memory of subtracting, images given and results kept left aside, in planes of float64."""
-    cases = [(64, 7, 0), (96, 7, 1)] if small else [(512, 17, 0), (512, 17, 1), (1024, 17, 1), (2048, 21, 1)]
-    return {f"{side} px, degree {degree}": peers.alone(_extra, side, kernel, degree) for side, kernel, degree in cases}
+    """Peak memory of the plan and of subtracting one image, results included, beside what the plan predicts."""
+    cases = [(64, 7, 0), (96, 7, 1)] if small else [
+        (250, 17, 0), (512, 17, 0), (512, 21, 1), (512, 21, 2), (1024, 17, 1), (2048, 21, 1), (4096, 21, 2)]
+    figures = {f"{side} px, K = {kernel}, degree {degree}": peers.alone(_memory, side, kernel, degree)
+               for side, kernel, degree in cases}
+    if not small:
+        figures["1024 px, K = 17, degree 1, double"] = peers.alone(_memory, 1024, 17, 1, precision="double")
+    return figures
 
 
-def _extra(side: int, kernel: int, degree: int) -> dict[str, float]:
-    field = crowded_field(side, 2)
-    plan = ReferencePlan(field.reference, kernel, error=field.reference_error, mask=field.reference_mask,
-                         spatial_degree=degree, passes=3)
-    extra = extra_memory(lambda: plan.subtract(field.images[:1], field.errors[:1], field.masks[:1]))
-    return {"mb": round(extra / 1e6, 1), "planes": round(extra / 8 / side**2, 1)}
+def _memory(side: int, kernel: int, degree: int, **settings: Any) -> dict[str, float]:
+    field, made = crowded_field(side, 2), []
+    used = traced_memory(lambda: made.append(ReferencePlan(
+        field.reference, kernel, error=field.reference_error, mask=field.reference_mask, spatial_degree=degree,
+        passes=3, **settings)))
+    plan = made[0]
+    image = field.images[:1], field.errors[:1], field.masks[:1]
+    plan.subtract(*image)  # makes the matrix of the errors, once for a plan
+    measured, predicted = traced_memory(lambda: plan.subtract(*image)), plan.bytes_per_image()
+    return {"plan_gb": round(used / 1e9, 3), "image_mb": round(measured / 1e6, 1),
+            "predicted_mb": round(predicted / 1e6, 1), "measured/predicted": round(measured / predicted, 3),
+            "planes": round(measured / 8 / side**2, 1)}
 
 
 def draw(figures: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from fields import Field
 
 from gpudia import build_the_U_matrix
 
-__all__ = ["HOTPANTS_OF_OIS", "HOTPANTS_OF_SFFT", "alone", "explicit", "hotpants", "ois_bramich", "sfft_numpy"]
+__all__ = ["HOTPANTS_OF_OIS", "HOTPANTS_OF_SFFT", "alone", "explicit", "hotpants", "ois_bramich", "sfft"]
 
 HOTPANTS_OF_OIS, HOTPANTS_OF_SFFT = 1 / 68, 1 / 10
 
@@ -50,8 +50,8 @@ def ois_bramich(field: Field, kernel_size: int, repeats: int = 1) -> float | Non
                                             bkgdegree=1, method="Bramich"), repeats)
 
 
-def sfft_numpy(field: Field, kernel_size: int, degree: int = 1, repeats: int = 1) -> float | None:
-    """SFFT on its NumPy backend, no weights, masked pixels filled with the median; the second run, after compiling."""
+def sfft(field: Field, kernel_size: int, degree: int = 1, repeats: int = 1, backend: str = "Numpy") -> float | None:
+    """SFFT on its backend "Numpy" or "Cupy", no weights, masked pixels filled with the median; compiled before."""
     if importlib.util.find_spec("sfft") is None:
         return None
     from sfft.sfftcore.SFFTConfigure import SingleSFFTConfigure
@@ -59,7 +59,7 @@ def sfft_numpy(field: Field, kernel_size: int, degree: int = 1, repeats: int = 1
 
     filled = [np.where(mask, np.median(plane), plane).T.copy() for plane, mask in
               ((field.reference, field.reference_mask), (field.images[0], field.masks[0]))]
-    common = {"BACKEND_4SUBTRACT": "Numpy", "NUM_CPU_THREADS_4SUBTRACT": multiprocessing.cpu_count(),
+    common = {"BACKEND_4SUBTRACT": backend, "NUM_CPU_THREADS_4SUBTRACT": multiprocessing.cpu_count(),
               "VERBOSE_LEVEL": 0}
     with contextlib.redirect_stdout(io.StringIO()):
         settings = SingleSFFTConfigure.SSC(NX=filled[0].shape[0], NY=filled[0].shape[1], KerHW=kernel_size // 2,

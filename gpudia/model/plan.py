@@ -28,8 +28,8 @@ from gpudia.model.tiles import choose_tiling
 
 __all__ = ["ReferencePlan", "subtract"]
 
-#: Planes of float64 that the fit of one image holds at the same time (measured with bench/direct_solver.py).
-_PLANES_PER_IMAGE = 24
+#: Planes of float64 that the fit of one image holds at the same time, results aside (python bench/engine.py memory).
+_WORK_PLANES = {"mixed": 10.0, "double": 15.0}
 #: Preferred side of the tiles of which the most informative are chosen: small, for few stars to each.
 _INFORMATIVE_SIDE = 160
 #: Bias of the photometric scale from which on only informative pixels are fitted.
@@ -288,8 +288,7 @@ class ReferencePlan:
         images, errors, masks = uniform_stack(images, errors, masks, self.shape)
         if backend_of(images).name != self.backend.name:
             raise InputError(f"images must be on the plan's backend {self.backend.name}, got {backend_of(images).name}")
-        size = 8 * _PLANES_PER_IMAGE * self.shape[0] * self.shape[1] + 8 * 4 * self.design.n_parameters**2
-        step = max(self.backend.at_once(size), self.backend.least_pixels // math.prod(self.shape))
+        step = max(self.backend.at_once(self.bytes_per_image(keep)), self.backend.least_pixels // math.prod(self.shape))
         step = min(step, -(-len(images) // self.backend.workers)) or 1
         out = StackBuilder(self.design, images, keep)
 
@@ -323,6 +322,24 @@ class ReferencePlan:
         out.put(group, images, finite, good, fit)
         if out.covariance is not None:
             out.put_covariance(group, self._covariance_of(fit))
+
+    def bytes_per_image(self, keep: tuple[str, ...] = ()) -> int:
+        """Device memory that `subtract` needs for each image it works on at the same time, results in float64 included.
+
+        Parameters
+        ----------
+        keep : tuple of str
+            As `subtract` takes it.
+
+        Returns
+        -------
+        int
+            Bytes; within 20 % of what is measured (python bench/engine.py memory). The FFTs' work space, of a few
+            tiles, comes from what is left.
+        """
+        planes = _WORK_PLANES[self.precision] + 3 + ("image_variance" in keep)
+        matrices = 4 * self.exact_covariance + ("covariance" in keep)
+        return int((8 * planes + 1) * math.prod(self.shape)) + 8 * matrices * self.design.n_parameters**2
 
     def equations_of(self, stack: DifferenceStack, image: int) -> tuple[Any, Any]:
         """Weights and data (1, T, h, w) with which one image of a stack of this plan entered its last pass.

@@ -33,8 +33,10 @@ __all__ = ["run"]
 
 log = logging.getLogger("gpudia.pipeline")
 
-#: Planes of float64 that an image takes on the device from upload to download, with a margin.
-_PLANES_PER_IMAGE = 40
+#: Planes of float64 that an image takes on the device beside the fit: as uploaded and mapped, with a margin.
+_INPUT_PLANES = 8
+#: What the job keeps of every image until it is downloaded.
+_KEEP = ("covariance", "image_variance")
 _MOST_IMAGES = 64
 
 
@@ -183,8 +185,7 @@ def _batches(job: _Job, looks: Sequence[Look], reference: RunReference) -> Itera
     height, width = reference.region.shape
     size = job.config.batch_size
     if size == "auto":
-        n = reference.plan.design.n_parameters
-        per_image = 8 * (_PLANES_PER_IMAGE * height * width + 4 * n * n)
+        per_image = reference.plan.bytes_per_image(_KEEP) + 8 * _INPUT_PLANES * height * width
         size = int(min(max(1, job.backend.free_bytes() // 2 // per_image), _MOST_IMAGES))
     for start in range(0, len(looks), int(size)):
         yield list(looks[start:start + int(size)])
@@ -236,8 +237,7 @@ def _solve_and_finish(job: _Job, ready: Sequence[tuple[Look, Prepared]], referen
 def _solve(job: _Job, ready: Sequence[tuple[Look, Prepared]],
            reference: RunReference) -> tuple[PreparedBatch, DifferenceStack, Any]:
     placed = place_batch([p for _, p in ready], reference.region.shape, job.backend)
-    stack = reference.plan.subtract(placed.data, placed.error, placed.mask,
-                                    keep=("covariance", "image_variance")).to_host()
+    stack = reference.plan.subtract(placed.data, placed.error, placed.mask, keep=_KEEP).to_host()
     ratio = None if placed.noise_ratio is None else to_host(placed.noise_ratio)
     return placed, stack, ratio
 
