@@ -47,7 +47,8 @@ def crowded_field(side: int, epochs: int, folder: str | Path | None = None, dept
     if path.is_file():
         return pickle.loads(path.read_bytes())
     made = simulate_field(SimulationSettings(shape=(side, side), n_epochs=epochs + 1, seed=seed, rotation=0.0,
-                                             dither=0.0, n_variables=0, microlensing=False, reference_depth=depth, fwhm_range=_SEEING))
+                                             dither=0.0, n_variables=0, microlensing=False, reference_depth=depth,
+                                             fwhm_range=_SEEING))
     images = [f for f in made.frames if f is not made.reference]
     reference, truth = made.reference, made.truth
     fluxes = np.asarray(truth["flux"], float)[:, made.reference_index]
