@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.io.fits import Header
 
+from gpudia.images import flag_defects, make_frame
 from gpudia.simulate import SimulationSettings, simulate_field
 
 __all__ = ["Field", "crowded_field"]
@@ -42,7 +44,7 @@ _SEEING = (3.0, 4.2)
 
 def crowded_field(side: int, epochs: int, folder: str | Path | None = None, depth: float = 1.0, seed: int = 3) -> Field:
     """PSF that varies over the field, seeing and transparency of every epoch its own, cosmic rays, masks, weights."""
-    name = f"gpudia-bench-{side}-{epochs}-{depth}-{seed}-{_SEEING[1]}.pickle"
+    name = f"gpudia-bench-2-{side}-{epochs}-{depth}-{seed}-{_SEEING[1]}.pickle"
     path = Path(folder or tempfile.gettempdir()) / name
     if path.is_file():
         return pickle.loads(path.read_bytes())
@@ -51,9 +53,13 @@ def crowded_field(side: int, epochs: int, folder: str | Path | None = None, dept
                                              fwhm_range=_SEEING))
     images = [f for f in made.frames if f is not made.reference]
     reference, truth = made.reference, made.truth
+    # A cosmic ray that the reference's mask does not know is in every difference; the job flags it before the plan.
+    frame = make_frame(reference.data, error=reference.error, bits=reference.mask,
+                       header=Header({"GAIN": reference.gain * depth}))
     fluxes = np.asarray(truth["flux"], float)[:, made.reference_index]
     stars = np.column_stack([np.asarray(truth["x"], float), np.asarray(truth["y"], float), fluxes])
-    field = Field(reference.data.astype(float), reference.error.astype(float), reference.mask != 0,
+    field = Field(reference.data.astype(float), reference.error.astype(float),
+                  flag_defects(frame, reference.fwhm).mask != 0,
                   np.stack([f.data for f in images]).astype(float), np.stack([f.error for f in images]).astype(float),
                   np.stack([f.mask != 0 for f in images]), np.array([f.scale for f in images]), stars)
     path.write_bytes(pickle.dumps(field))
