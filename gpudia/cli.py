@@ -149,8 +149,8 @@ def _subtract(args: argparse.Namespace) -> int:
     result = import_module("gpudia.pipeline").subtract_files(
         args.reference, args.image, args.output,
         kernel_size=args.kernel_size, spatial_degree=args.spatial_degree, background_degree=args.background_degree,
-        align=args.align, mask=args.mask, error=args.error, gain=args.gain, saturation=args.saturation,
-        overwrite=args.overwrite)
+        align=args.align, correct_bias=args.correct_bias, mask=args.mask, error=args.error, gain=args.gain,
+        saturation=args.saturation, overwrite=args.overwrite)
     print(result.summary())
     return OK
 
@@ -239,7 +239,8 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-_SWITCHES = ("align", "find_defects", "products", "resume", "overwrite")
+_SWITCHES = ("align", "find_defects", "correct_bias", "products", "resume", "overwrite")
+_NO_CORRECTION = "leave the kernel as smooth as the reference's noise makes it: quieter pixels, biased fluxes"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -287,6 +288,8 @@ def _add_run(commands: Any) -> None:
                         help="the frames are on one pixel grid already")
     parser.add_argument("--no-defects", dest="find_defects", action="store_const", const=False,
                         help="do not look for cosmic rays and bad pixels that no mask flags")
+    parser.add_argument("--no-correct-bias", dest="correct_bias", action="store_const", const=False,
+                        help=_NO_CORRECTION)
     parser.add_argument("--no-products", dest="products", action="store_const", const=False,
                         help="do not write the difference images")
     parser.add_argument("--resume", action="store_const", const=True,
@@ -317,6 +320,7 @@ def _add_subtract(commands: Any) -> None:
         parser.add_argument(_option(name), type=_number, default="auto", metavar="auto|N",
                             help=f"{dict((n, h) for n, _, h in _RUN_VALUES)[name]} (default: auto)")
     parser.add_argument("--no-align", dest="align", action="store_false", help="both are on one pixel grid already")
+    parser.add_argument("--no-correct-bias", dest="correct_bias", action="store_false", help=_NO_CORRECTION)
     parser.add_argument("--mask", type=Path, metavar="FILE", help="mask of the image, not 0 = ignore")
     parser.add_argument("--error", type=Path, metavar="FILE", help="error of the image, 1 sigma, ADU")
     parser.add_argument("--gain", type=float, metavar="E/ADU", help="instead of the headers' gain")

@@ -210,6 +210,8 @@ class RunConfig:
         Pixels farther from the model than this are left out of the fit, in sigma.
     solver : {"auto", "direct", "iterative"}
         How the normal equations are solved.
+    correct_bias : bool
+        Put right what the noise of the reference does to the kernel; see `ReferencePlan`.
     aperture_radius : float or "auto"
         Radius of the aperture, pixels, the same in all frames. ``auto``: from the reference's FWHM.
     gain, read_noise, saturation : float, optional
@@ -257,6 +259,7 @@ class RunConfig:
     passes: int = _setting(_integer(1, 20), 4)
     clip: float = _setting(_number("sigma"), 5.0)
     solver: str = _setting(_choice("auto", "direct", "iterative"), "auto")
+    correct_bias: bool = _setting(_YES_NO, True)
     aperture_radius: float | str = _setting(_auto_or(_number("pixels")), "auto")
     gain: float | None = _setting(_optional(_number("e-/ADU")), None)
     read_noise: float | None = _setting(_optional(_number("e-", zero=True)), None)

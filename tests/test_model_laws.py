@@ -63,6 +63,24 @@ def test_adjoint(backend, degree, several):
     np.testing.assert_allclose(left, right, rtol=1e-11, atol=1e-9)
 
 
+@pytest.mark.parametrize("several", [0, 1])
+@pytest.mark.parametrize("degree", [0, 1, 2])
+def test_spread_is_the_adjoint_in_the_image(backend, degree, several):
+    """<R (x) k, v> = <R, spread(v)>, tiles overlap."""
+    rng = np.random.default_rng(6)
+    image = rng.normal(size=(61, 74))
+    tiling = tilings(image.shape, 7)[several]
+    design = Design(on(backend, image), tiling, kernel_support(7), degree, 0)
+    a = rng.normal(size=(2, design.n_parameters))
+    a[:, -1] = 0.0  # no background
+    a = on(backend, a)
+    v = tiling.split(on(backend, rng.normal(size=(2, *image.shape))))
+    frames = design.xp.zeros((2, *image.shape))
+    design.convolver.spread(design.convolver.transform(design.unpack(a)[0]), design.padded(v), slice(None), frames)
+    left = to_host((design.model(a) * v).sum(axis=(1, 2, 3)))
+    np.testing.assert_allclose(left, (image * to_host(frames)).sum(axis=(1, 2)), rtol=1e-11, atol=1e-9)
+
+
 @pytest.mark.parametrize("degree", [0, 1])
 def test_normal_is_adjoint_of_weighted_model(backend, degree):
     rng = np.random.default_rng(5)

@@ -67,9 +67,11 @@ class TileConvolver:
         self.backend = backend_of(image)
         xp = self.backend.xp
         self.tiling = tiling
-        y, x = (to_device(scaled(np.arange(n), n), self.backend, image.dtype) for n in image.shape)
+        self._powers = exponents(degree)
+        self._y, self._x = y, x = tuple(to_device(scaled(np.arange(n), n), self.backend, image.dtype)
+                                        for n in image.shape)
         self.spectra = xp.stack([self.backend.rfft2(tiling.split_with_margin(image * y[:, None]**j * x**i),
-                                                    tiling.fft_shape) for i, j in exponents(degree)])
+                                                    tiling.fft_shape) for i, j in self._powers])
         self._mixing = to_device(_shifts(degree, tiling.kernel_size, tiling.shape), self.backend, image.dtype)
         (height, width), K = tiling.fft_shape, tiling.kernel_size
         half = width // 2 + 1
@@ -96,9 +98,19 @@ class TileConvolver:
         other = copy.copy(self)
         for name in ("spectra", "_rows", "_columns", "_rows_back"):
             setattr(other, name, getattr(self, name).astype(xp.complex64))
-        for name in ("_mixing", "_back_real", "_back_imag"):
+        for name in ("_mixing", "_back_real", "_back_imag", "_y", "_x"):
             setattr(other, name, getattr(self, name).astype(xp.float32))
         return other
+
+    @property
+    def n_terms(self) -> int:
+        """Return the number P of polynomial terms."""
+        return len(self._powers)
+
+    def no_spectra(self, batch: int) -> Any:
+        """Zeros (B, P, hf, wf // 2 + 1) for `correlate` to add to."""
+        height, width = self.tiling.fft_shape
+        return self.backend.xp.zeros((batch, self.n_terms, height, width // 2 + 1), dtype=self.spectra.dtype)
 
     def transform(self, kernels: Any) -> Any:
         """Transform kernels (B, P, K, K) to half spectra (B, P, hf, wf // 2 + 1) for `convolve`."""
@@ -126,3 +138,20 @@ class TileConvolver:
         inner = self._rows_back @ spectra
         lags = inner.real @ self._back_real + inner.imag @ self._back_imag
         return lags if len(self._mixing) == 1 else (self._mixing * lags[:, :, None]).sum(axis=1)
+
+    def spread(self, kernel_spectra: Any, planes: Any, tiles: slice, frames: Any) -> None:
+        """Adjoint of `convolve` as a function of the image: add what planes (B, t, hf, wf) give to frames (B, H, W).
+
+        That is sum_p sum_x v(x) p_p(x) k_p[x - y + h] at the image's pixel y.
+        """
+        height, width = (n + self.tiling.kernel_size - 1 for n in self.tiling.tile)
+        origins = list(self.tiling.origins())[tiles]
+        spectra = self.backend.rfft2(planes, self.tiling.fft_shape)
+        for p, (i, j) in enumerate(self._powers):
+            parts = self.backend.irfft2(self.backend.xp.conj(kernel_spectra[:, p, None]) * spectra,
+                                        self.tiling.fft_shape)
+            for t, (y, x) in enumerate(origins):
+                rows, columns = slice(y, y + height), slice(x, x + width)
+                place = frames[:, rows, columns]
+                part = parts[:, t, :place.shape[1], :place.shape[2]]
+                place += part * (self._y[rows, None] ** j * self._x[columns] ** i)

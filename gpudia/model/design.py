@@ -155,10 +155,8 @@ class Design:
         return out
 
     def _sum_over_tiles(self, planes_of: Any, batch: int) -> Any:
-        (height, width), xp = self.tiling.fft_shape, self.xp
-        kind = xp.complex64 if self.dtype == xp.float32 else xp.complex128
-        spectra = xp.zeros((batch, self.n_spatial, height, width // 2 + 1), dtype=kind)
-        background = xp.zeros((batch, self.n_background), dtype=self.dtype)
+        spectra = self.convolver.no_spectra(batch)
+        background = self.xp.zeros((batch, self.n_background), dtype=self.dtype)
         for tiles in self.chunks(batch):
             self._analyse(planes_of(tiles), tiles, spectra, background)
         return self.pack(self.convolver.lags(spectra), background)

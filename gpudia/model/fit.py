@@ -20,7 +20,7 @@ from gpudia.model.iterative import Iterations, SharedPreconditioner, conjugate_g
 from gpudia.model.noise import ImageNoise
 from gpudia.model.normal import normal_equations, solve_equations
 from gpudia.model.planes import SAMPLE, grow, middle_deviation
-from gpudia.model.polynomials import exponents
+from gpudia.model.reference_noise import ReferenceNoise
 
 __all__ = ["Fit", "FitSettings", "Fitter"]
 
@@ -35,6 +35,8 @@ _SINGLE_GAIN, _SINGLE_CERTAIN = 1e-5, 1e-3
 #: Corrections in single precision before double precision takes over.
 _ROUNDS = 5
 _SAME_CHI2 = 1e-3
+#: chi^2 per pixel below which an image has the reference's own noise in it.
+_SAME_NOISE = 1e-3
 #: Sigma from which on the pull of a pixel no longer grows, before the last pass.
 _HUBER = 3.0
 #: Share of a star's light that the model may miss without being called an outlier, one sigma.
@@ -56,6 +58,7 @@ class FitSettings:
     max_iterations: int
     gain: float | None
     read_noise: float
+    correct_bias: bool
 
 
 @dataclass
@@ -65,7 +68,9 @@ class Fit:
     coefficients: Any
     covariance: Any  # (B, n, n), or the shared (1, n, n)
     variances: Any  # its diagonals, set when the covariance is final
-    scale_variance: Any
+    scale_variance: Any  # sum of the covariance over the central kernel
+    scale_image_variance: Any  # variance of the scale from the image's noise
+    scale_reference_variance: Any  # ... and from the reference's, pixels correlated by the kernel
     covariance_ratio: Any  # scale of the shared covariance
     model: Any
     image_variance: Any
@@ -86,8 +91,8 @@ class Fitter:
     ----------
     design : Design
     preconditioner : SharedPreconditioner
-    variance_convolver : TileConvolver or None
-        Holds the reference's variance; None when it is not known.
+    noise : ReferenceNoise or None
+        None when the reference's variance is not known.
     bad_convolver : TileConvolver or None
         Holds 1 at masked pixels of the reference, 0 elsewhere; None where there are none.
     informative : bool array (T, h, w) or None
@@ -101,34 +106,30 @@ class Fitter:
     """
 
     def __init__(self, design: Design, preconditioner: SharedPreconditioner,
-                 variance_convolver: TileConvolver | None, bad_convolver: TileConvolver | None, informative: Any,
+                 noise: ReferenceNoise | None, bad_convolver: TileConvolver | None, informative: Any,
                  settings: FitSettings) -> None:
         self.design = design
         self.preconditioner = preconditioner
-        self.variance_convolver = variance_convolver
+        self.noise = noise
         self.bad_convolver = bad_convolver
         self.informative = informative
         self.settings = settings
         self.xp = design.xp
         self.inner = design.single() if settings.mixed else design
 
-    def reference_noise(self, a: Any) -> Any:
-        """Variance that the reference's noise brings to the model: k(x)^2 (x) variance_R, (B, T, h, w) or 0."""
-        if self.variance_convolver is None:
-            return 0.0
-        design, convolver = self.design, self.variance_convolver
-        h, w = design.tiling.tile
-        kernels, _ = design.unpack(a)
-        powers, many = exponents(design.spatial_degree), exponents(2 * design.spatial_degree)
-        products = self.xp.zeros((len(a), len(many), *kernels.shape[2:]))
-        for p, (ip, jp) in enumerate(powers):
-            for q, (iq, jq) in enumerate(powers):
-                products[:, many.index((ip + iq, jp + jq))] += kernels[:, p] * kernels[:, q]
-        spectra = convolver.transform(products)
-        noise = self.xp.empty((len(a), design.tiling.count, h, w), dtype=self.inner.dtype)
-        for tiles in design.chunks(len(a)):
-            noise[:, tiles] = convolver.convolve(spectra, tiles)[..., :h, :w]
-        return self.xp.maximum(noise, 0.0)  # FFTs leave -1e-16 of the brightest star on empty sky
+    def _reference_variance(self, a: Any) -> Any:
+        return 0.0 if self.noise is None else self.noise.variance_of_model(a)
+
+    def _missing(self, state: _State, weights: Any, chi2: Any) -> Any:
+        """What the right side of the equations lacks, (B, n); see `ReferenceNoise.missing`.
+
+        Nothing in the first pass, and for an image that is the reference itself: it has the same noise.
+        """
+        if self.noise is None or not self.settings.correct_bias or not scalar((chi2 < math.inf).any()):
+            return self.xp.zeros_like(state.a)
+        shared = self.preconditioner
+        variances = shared.ratio(weights)[:, None] * self.xp.diagonal(shared.matrix)
+        return self.noise.missing(state.a, variances, weights) * (chi2 > _SAME_NOISE)[:, None]
 
     def fit(self, data: Any, good: Any, noise: ImageNoise) -> Fit:
         """Run the passes on one group.
@@ -152,9 +153,9 @@ class Fitter:
             allowed, trust = (chosen & ~clipped, 1.0) if final else (chosen, trust)
             weights = xp.where(allowed, trust / variance, 0.0)
             variance = trust = None  # planes of a pass make room for those of the next
-            self._solve(state, weights, data, final, settled)
+            self._solve(state, weights, data, self._missing(state, weights, chi2), final, settled)
             image_variance = noise.of_model(data - state.residual)
-            variance = image_variance + self.reference_noise(state.a)
+            variance = image_variance + self._reference_variance(state.a)
             if final:
                 break
             found, trust = self._outliers(state, data, variance, good, chosen)
@@ -169,7 +170,7 @@ class Fitter:
         model = self.design.model(part.coefficients)
         state = _State(part.coefficients, data - model, sky, part.iterations, part.status)
         image_variance = noise.of_model(model)
-        variance = image_variance + self.reference_noise(state.a)
+        variance = image_variance + self._reference_variance(state.a)
         clipped, _ = self._outliers(state, data, variance, good, good)
         return replace(part, model=model, image_variance=image_variance, variance=variance, clipped=clipped,
                        spoilt=self._spoilt(state.a, good))
@@ -187,10 +188,12 @@ class Fitter:
         n_pixels = used.sum(axis=(1, 2, 3))
         dof = xp.maximum(n_pixels - self.design.n_parameters, 1)
         chi2 = xp.where(used, state.residual**2 / variance, 0.0).sum(axis=(1, 2, 3)) / dof
-        covariance, scale_variance = self._covariance(state, weights)
-        return Fit(state.a, covariance, None, scale_variance, self.preconditioner.ratio(weights), data - state.residual,
-                   image_variance, variance, clipped, self._spoilt(state.a, good), chi2, n_pixels, state.iterations,
-                   state.left, state.status | self._too_few(n_pixels))
+        covariance, x = self._covariance(state, weights)
+        scale_variances = self._scale_variances(x, weights, image_variance, state.a)
+        return Fit(state.a, covariance, None, x[:, :self.design.n_kernel].sum(axis=1), *scale_variances,
+                   self.preconditioner.ratio(weights), data - state.residual, image_variance, variance, clipped,
+                   self._spoilt(state.a, good), chi2, n_pixels, state.iterations, state.left,
+                   state.status | self._too_few(n_pixels))
 
     def _spoilt(self, a: Any, good: Any) -> Any:
         """Pixels whose model stands on masked reference pixels by more than 5 % of the kernel, bool (B, T, h, w)."""
@@ -203,18 +206,26 @@ class Fitter:
         return share > _SPOILT * xp.abs(kernel.sum(axis=(2, 3)))[..., None, None]
 
     def _covariance(self, state: _State, weights: Any) -> tuple[Any, Any]:
-        """Covariance (None where it is shared) and the exact variance of the scale, 1^T C 1 over the central kernel."""
+        """Covariance (None where it is shared) and its exact sums over the central kernel, C 1, (B, n)."""
         xp, m, rows = self.xp, self.design.n_kernel, state.exact_rows
         if rows is not None and len(rows) == len(weights):
-            return state.covariance, state.covariance[:, :m, :m].sum(axis=(1, 2))
+            return state.covariance, state.covariance[:, :, :m].sum(axis=2)
         ones = xp.zeros((len(weights), self.design.n_parameters))
         ones[:, :m] = 1.0
         zero = xp.zeros(len(weights))
         x = self._correction(weights, ones, zero, self.inner, _FOR_ERROR).solution  # A x = 1
-        scale_variance = (x * ones).sum(axis=1)
         if rows is not None:
-            scale_variance[rows] = state.covariance[:, :m, :m].sum(axis=(1, 2))
-        return None, scale_variance
+            x[rows] = state.covariance[:, :, :m].sum(axis=2)
+        return None, x
+
+    def _scale_variances(self, x: Any, weights: Any, image_variance: Any, a: Any) -> tuple[Any, Any]:
+        """Variance of the scale from the image's noise and from the reference's, with x = C 1, (B,) each.
+
+        The scale is the sum over pixels v d with v = W U x.
+        """
+        planes = weights * self.inner.model(x)
+        own = (planes**2 * image_variance).sum(axis=(1, 2, 3))
+        return own, self.xp.zeros_like(own) if self.noise is None else self.noise.variance_of_sums(a, planes)
 
     def _outliers(self, state: _State, data: Any, variance: Any, good: Any, chosen: Any) -> tuple[Any, Any]:
         """Pixels beyond the clip with the good ones beside them, and each pixel's weight for a pass before the last.
@@ -269,8 +280,8 @@ class Fitter:
         found.energy, found.left = found.energy * size, found.left * size
         return found
 
-    def _solve(self, state: _State, weights: Any, data: Any, final: bool, settled: Any) -> None:
-        """Bring a state to the solution under some weights.
+    def _solve(self, state: _State, weights: Any, data: Any, missing: Any, final: bool, settled: Any) -> None:
+        """Bring a state to the solution of A a = U^T W d + missing.
 
         Images that have settled wait for the others without a change, so that none depends on its neighbours.
         """
@@ -279,7 +290,7 @@ class Fitter:
         converged = xp.zeros(len(data), dtype=bool)
         if math.isfinite(self.preconditioner.condition) and not (final and settings.solver == "direct"):
             wanted = suited if final else suited & ~settled
-            converged = self._iterate(state, weights, data, wanted, final)
+            converged = self._iterate(state, weights, data, missing, wanted, final)
             failed = suited & ~converged
             state.status = state.status | xp.where(failed, FRAME_FLAGS.no_convergence, 0).astype(xp.int32)
         exactly = ~(converged & suited)
@@ -288,12 +299,12 @@ class Fitter:
         if final and settings.covariance == "exact":
             exactly = xp.ones_like(exactly)
         if scalar(exactly.any()):
-            self._solve_directly(state, weights, data, xp.flatnonzero(exactly), final)
+            self._solve_directly(state, weights, data, missing, xp.flatnonzero(exactly), final)
 
-    def _solve_directly(self, state: _State, weights: Any, data: Any, rows: Any, final: bool) -> None:
+    def _solve_directly(self, state: _State, weights: Any, data: Any, missing: Any, rows: Any, final: bool) -> None:
         """Replace some rows of a state by the exact solution."""
         matrix, vector = normal_equations(self.design, weights[rows], data[rows])
-        exact, covariance, ok = solve_equations(self.design, matrix, vector)
+        exact, covariance, ok = solve_equations(self.design, matrix, vector + missing[rows])
         state.a = state.a.copy()
         state.a[rows] = exact
         state.residual[rows] = data[rows] - self.design.model(exact)
@@ -304,14 +315,14 @@ class Fitter:
         if final:
             state.covariance, state.exact_rows = covariance, rows
 
-    def _iterate(self, state: _State, weights: Any, data: Any, wanted: Any, final: bool) -> Any:
+    def _iterate(self, state: _State, weights: Any, data: Any, missing: Any, wanted: Any, final: bool) -> Any:
         """Correct the state until its error is small; return which images are there, (B,)."""
         design, xp = self.design, self.xp
         limit = xp.where(wanted, self._limit(weights, data, state.sky, final), xp.inf)
         converged, state.left = ~wanted, xp.zeros(len(data))
         for number in range(_ROUNDS + 1):
             inner = self.inner if number < _ROUNDS else design
-            r = (design if final else inner).adjoint(weights * state.residual)
+            r = (design if final else inner).adjoint(weights * state.residual) + missing
             reach = limit
             if inner is not design:  # single precision does not gain more than five digits at once
                 reach = xp.maximum(limit, _SINGLE_GAIN**2 * self._energy(r, weights))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpudia.backend import to_host
+from gpudia.backend import namespace_of, to_host
 from gpudia.errors import FrameError, InputError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.model.polynomials import evaluate_terms
@@ -39,7 +39,10 @@ class DifferenceStack:
         Coefficients of the background polynomial, in the same order of terms, and one sigma.
     scale, scale_error : (B,)
         Photometric scale (target flux over reference flux) at the centre of the frame: the sum of the kernel, with
-        the error sqrt(1^T C 1) of the full covariance.
+        one sigma from the noise of the image and of the reference.
+    scale_error_reference : (B,)
+        The reference's part of `scale_error`: nearly the same relative error in all images, like an error of the flux
+        on the reference. Light curves relative to each other do not feel it.
     chi2 : (B,)
         chi^2 per degree of freedom over the pixels used in the fit.
     n_pixels, n_clipped : (B,)
@@ -74,6 +77,7 @@ class DifferenceStack:
     background_error: Any
     scale: Any
     scale_error: Any
+    scale_error_reference: Any
     chi2: Any
     n_pixels: Any
     n_clipped: Any
@@ -103,6 +107,12 @@ class DifferenceStack:
     def failed(self) -> Any:
         """Images without a result, bool (B,): their planes and numbers are NaN."""
         return (self.status & (FRAME_FLAGS.no_pixels | FRAME_FLAGS.not_finite)) != 0
+
+    @property
+    def scale_error_image(self) -> Any:
+        """The image's own part of `scale_error`, (B,): what differs from epoch to epoch."""
+        squared = self.scale_error**2 - self.scale_error_reference**2
+        return namespace_of(squared).sqrt(namespace_of(squared).maximum(squared, 0.0))
 
     def map(self, function: Callable[[Any], Any]) -> DifferenceStack:
         """Apply a function to every array that lives on the backend."""

@@ -60,7 +60,10 @@ class Measures:
 
 @dataclass(frozen=True)
 class EpochFluxes:
-    """Fluxes of all positions in one epoch, ADU of the reference, and flags, by method; scale at each position."""
+    """Fluxes of all positions in one epoch, ADU of the reference, and flags, by method; scale at each position.
+
+    The error of the scale is the image's own: the reference's part is the same in all epochs.
+    """
 
     fluxes: dict[str, CombinedFluxes]
     flags: dict[str, NDArray[np.int32]]
@@ -129,7 +132,7 @@ def measure_epoch(measures: Measures, stack: DifferenceStack, i: int, bits: NDAr
     inside = measure_apertures(difference, variance, flags, positions, measures.radius, noise, psf=psf,
                                max_masked_fraction=_MASKED)
     fitted = psf_photometry(difference, variance, flags, positions, psf, noise)
-    error = float(stack.scale_error[i])
+    error = float(stack.scale_error_image[i])
     fluxes = {"ap": combine(inside.flux, inside.error, measures.flux["ap"], scale, error),
               "psf": combine(fitted.flux, fitted.error, measures.flux["psf"], scale, error)}
     found = {"ap": inside.flags | measures.flags["ap"], "psf": fitted.flags | measures.flags["psf"]}

@@ -156,7 +156,7 @@ def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures:
         found = constant_star_epsilon(best.flux_diff, best.flux_diff_err, measures.flux[method],
                                       epoch.flags[method] == 0)
         look.numbers["epsilon"], look.numbers["epsilon_err"] = float(found.epsilon), float(found.error)
-        total = math.hypot(float(found.error), epoch.scale_error / look.numbers["scale"])
+        total = math.hypot(float(found.error), look.numbers["scale_err"] / look.numbers["scale"])
         if abs(found.epsilon) > max(3 * total, 0.003):
             look.flags |= FRAME_FLAGS.scale_mismatch
 

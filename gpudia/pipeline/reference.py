@@ -156,7 +156,7 @@ def _make_plan(cutout: Frame, size: int, target: tuple[float, float] | None, fwh
         mask=to_device(cutout.mask != 0, backend),
         fit_mask=None if target is None else to_device(_disc(target, shape, _TARGET * fwhm), backend),
         spatial_degree=int(config.spatial_degree), background_degree=config.background_degree, support=support,
-        passes=config.passes, clip=config.clip, solver=config.solver,
+        passes=config.passes, clip=config.clip, solver=config.solver, correct_bias=config.correct_bias,
         covariance="exact" if config.solver == "direct" else "shared")
 
 

@@ -82,8 +82,9 @@ def _with_planes(frame: Frame, mask: Path | None, error: Path | None) -> Frame:
 
 def subtract_files(reference: str | Path, image: str | Path, output: str | Path, *, kernel_size: int | str = "auto",
                    spatial_degree: int | str = "auto", background_degree: int | str = "auto", align: bool = True,
-                   mask: str | Path | None = None, error: str | Path | None = None, gain: float | None = None,
-                   saturation: float | None = None, overwrite: bool = False) -> SubtractResult:
+                   correct_bias: bool = True, mask: str | Path | None = None, error: str | Path | None = None,
+                   gain: float | None = None, saturation: float | None = None,
+                   overwrite: bool = False) -> SubtractResult:
     """Subtract a reference file from an image file and write the difference.
 
     Parameters
@@ -99,6 +100,8 @@ def subtract_files(reference: str | Path, image: str | Path, output: str | Path,
     background_degree : int or "auto"
     align : bool
         Register the image with the reference by their stars; False where both are on one grid.
+    correct_bias : bool
+        Put right what the noise of the reference does to the kernel; see `gpudia.ReferencePlan`.
     mask, error : path, optional
         The image's mask (not 0 = ignore) and error (1 sigma, ADU), added to or instead of its own.
     gain, saturation : float, optional
@@ -124,7 +127,8 @@ def subtract_files(reference: str | Path, image: str | Path, output: str | Path,
     if output.exists() and not overwrite:
         raise ConfigError(f"output must be a new file (or say overwrite), got {output}")
     config = RunConfig(frames=(str(image),), output=str(output), kernel_size=kernel_size, align=align, gain=gain,
-                       spatial_degree=spatial_degree, background_degree=background_degree, saturation=saturation)
+                       correct_bias=correct_bias, spatial_degree=spatial_degree, background_degree=background_degree,
+                       saturation=saturation)
     store = _Overrides(FrameLayout(**config.layout()), image, None if mask is None else Path(mask),
                        None if error is None else Path(error))
     looks = [_look(path, store, config) for path in (reference, image)]
