@@ -21,8 +21,9 @@ from gpudia.model.noise import ImageNoise
 from gpudia.model.normal import normal_equations, solve_equations
 from gpudia.model.planes import SAMPLE, grow, middle_deviation
 from gpudia.model.reference_noise import ReferenceNoise
+from gpudia.model.settings import FitSettings
 
-__all__ = ["Fit", "FitSettings", "Fitter"]
+__all__ = ["Fit", "Fitter"]
 
 #: Passes before the last only make weights: an error of the model of 1e-5 of the signal-to-noise ratio is enough.
 _LOOSE = 1e-5
@@ -43,22 +44,6 @@ _HUBER = 3.0
 _MODEL_ERROR = 0.03
 #: Share of the kernel on masked reference pixels, which hold a guess, from which on a difference is not to be used.
 _SPOILT = 0.05
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """Settings of the passes; see `ReferencePlan`."""
-
-    passes: int
-    clip: float
-    solver: str
-    covariance: str
-    mixed: bool
-    rtol: float
-    max_iterations: int
-    gain: float | None
-    read_noise: float
-    correct_bias: bool
 
 
 @dataclass
@@ -208,7 +193,7 @@ class Fitter:
     def _covariance(self, state: _State, weights: Any) -> tuple[Any, Any]:
         """Covariance (None where it is shared) and its exact sums over the central kernel, C 1, (B, n)."""
         xp, m, rows = self.xp, self.design.n_kernel, state.exact_rows
-        if rows is not None and len(rows) == len(weights):
+        if self.settings.exact_covariance:
             return state.covariance, state.covariance[:, :, :m].sum(axis=2)
         ones = xp.zeros((len(weights), self.design.n_parameters))
         ones[:, :m] = 1.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from gpudia.errors import InputError
 from gpudia.model.assemble import StackBuilder
 from gpudia.model.convolver import TileConvolver
 from gpudia.model.design import Design
-from gpudia.model.fit import Fit, FitSettings, Fitter
+from gpudia.model.fit import Fitter
+from gpudia.model.given import GivenUnits
 from gpudia.model.inputs import planes_of, uniform_stack
 from gpudia.model.iterative import SharedPreconditioner, rough_inverse
 from gpudia.model.noise import ImageNoise
@@ -23,6 +23,7 @@ from gpudia.model.polynomials import count_terms
 from gpudia.model.reference import prepare_reference
 from gpudia.model.reference_noise import ReferenceNoise
 from gpudia.model.selection import PixelSelection
+from gpudia.model.settings import check_settings, number
 from gpudia.model.stack import DifferenceStack
 from gpudia.model.support import check_kernel_size, kernel_support
 from gpudia.model.tiles import choose_tiling
@@ -35,13 +36,6 @@ _WORK_PLANES = {"mixed": 10.0, "double": 15.0}
 _INFORMATIVE_SIDE = 160
 #: Bias of the photometric scale from which on only informative pixels are fitted.
 _BIAS = 0.003
-
-
-def _number(name: str, value: Any, low: float, rule: str, integer: bool = False) -> Any:
-    kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or value < low:
-        raise InputError(f"{name} must be {rule}, got {value!r}")
-    return int(value) if integer else float(value)
 
 
 def _unit_of(reference: Any) -> float:
@@ -168,16 +162,15 @@ class ReferencePlan:
         self.backend = backend_of(reference)
         self.shape = (int(reference.shape[0]), int(reference.shape[1]))
         self.kernel_size = check_kernel_size(kernel_size, self.shape)
-        spatial_degree = _number("spatial_degree", spatial_degree, 0, "an integer of 0 or more", integer=True)
+        spatial_degree = number("spatial_degree", spatial_degree, 0, "an integer of 0 or more", integer=True)
         if isinstance(background_degree, str) and background_degree == "auto":
             background_degree = max(1, spatial_degree)
-        sky_degree = _number("background_degree", background_degree, 0, "an integer of 0 or more", integer=True)
-        self.settings = _settings(passes, clip, solver, covariance, correct_bias, rtol, max_iterations, gain,
-                                  read_noise)
+        sky_degree = number("background_degree", background_degree, 0, "an integer of 0 or more", integer=True)
+        self.settings = check_settings(passes, clip, solver, covariance, correct_bias, rtol, max_iterations, gain,
+                                       read_noise)
         if precision not in ("auto", "double", "mixed"):
             raise InputError(f"precision must be 'auto', 'double' or 'mixed', got {precision!r}")
         self.precision = precision
-        self.exact_covariance = self.settings.covariance == "exact" or self.settings.solver == "direct"
         self.support = kernel_support(self.kernel_size, support)
         unknowns = int(self.support.sum()) * count_terms(spatial_degree) + count_terms(sky_degree)
         if unknowns > self.shape[0] * self.shape[1]:
@@ -200,11 +193,12 @@ class ReferencePlan:
         side = _INFORMATIVE_SIDE if self.pixels == "informative" else self.backend.tile_side
         tiling = choose_tiling(self.shape, self.kernel_size, side)
         # Without its sky the reference is no multiple of the constant background: the equations stay well conditioned.
-        # The background must have the kernel's terms for that; it is put right again in `_as_given`.
-        sky = median_of(prepared.data[None], prepared.good[None], SAMPLE)[0]
-        self._centred = background_degree >= spatial_degree
-        self._sky = self.backend.xp.where(sky == sky, sky, 0.0) if self._centred else 0.0 * sky
-        self._data = prepared.data - self._sky
+        # The background must have the kernel's terms for that; it is put right again in `GivenUnits`.
+        sky = None
+        if background_degree >= spatial_degree:
+            sky = median_of(prepared.data[None], prepared.good[None], SAMPLE)[0]
+            sky = self.backend.xp.where(sky == sky, sky, 0.0)
+        self._data = prepared.data if sky is None else prepared.data - sky
         self._selection = PixelSelection(prepared, self._fit_mask, tiling, self.support)
         self.design = Design(self._data, tiling, self.support, *degrees)
         pixels, self.information = self._selection.usable, 1.0
@@ -221,6 +215,7 @@ class ReferencePlan:
         solver = self._solver or self.fitter
         self.precision = "mixed" if solver.settings.mixed else "double"
         shared = solver.preconditioner
+        self._given = GivenUnits(self.design, self._unit, sky, shared.matrix)
         self.scale_bias = self._scale_bias(shared.weights, solver.design, shared.constant)
 
     def _unbiased(self, pixels: Any) -> tuple[SharedPreconditioner, Any]:
@@ -306,7 +301,7 @@ class ReferencePlan:
 
         groups = [slice(start, min(start + step, len(images))) for start in range(0, len(images), step)]
         self.backend.run_all(lambda group: or_in_halves(subtract_group, group, self.backend), groups)
-        return out.stack("exact" if self.exact_covariance else "shared")
+        return out.stack("exact" if self.settings.exact_covariance else "shared")
 
     def _subtract_group(self, group: slice, images: Any, errors: Any, masks: Any, out: StackBuilder) -> None:
         xp, tiling = self.backend.xp, self.design.tiling
@@ -326,10 +321,10 @@ class ReferencePlan:
             part = self._solver.design.tiling
             solved = self._solver.fit(part.chosen(data), part.chosen(good_tiles), noise.on(part))
             fit = self.fitter.complete(solved, data, good_tiles & self._selection.usable, noise)
-        fit = self._as_given(fit)
+        fit = self._given.fit(fit)
         out.put(group, images, finite, good, fit)
         if out.covariance is not None:
-            out.put_covariance(group, self._covariance_of(fit))
+            out.put_covariance(group, self._given.covariance(fit))
 
     def bytes_per_image(self, keep: tuple[str, ...] = ()) -> int:
         """Device memory that `subtract` needs for each image it works on at the same time, results in float64 included.
@@ -346,7 +341,7 @@ class ReferencePlan:
             tiles, comes from what is left.
         """
         planes = _WORK_PLANES[self.precision] + 3 + ("image_variance" in keep)
-        matrices = 4 * self.exact_covariance + ("covariance" in keep)
+        matrices = 4 * self.settings.exact_covariance + ("covariance" in keep)
         return int((8 * planes + 1) * math.prod(self.shape)) + 8 * matrices * self.design.n_parameters**2
 
     def equations_of(self, stack: DifferenceStack, image: int) -> tuple[Any, Any]:
@@ -361,80 +356,6 @@ class ReferencePlan:
         weights = tiling.split(xp.where(used, 1.0 / xp.where(used, variance, 1.0), 0.0))
         pixels = self._selection.usable if self.fitter.informative is None else self.fitter.informative
         return xp.where(pixels, weights, 0.0), tiling.split(xp.where(used, data, 0.0))
-
-    def _as_given(self, fit: Fit) -> Fit:
-        """Coefficients, errors and planes for reference and images as they came: with the sky, and in their units."""
-        xp, m, P, unit = self.backend.xp, self.design.n_kernel, self.design.n_spatial, self._unit
-        a, first = fit.coefficients.copy(), P * m
-        if self._centred:  # b_p -= sky * sum k_p
-            a[:, first:first + P] -= self._sky * a[:, :first].reshape(-1, P, m).sum(axis=2)
-        a[:, first:] /= unit
-        covariance = None
-        if self.exact_covariance:
-            covariance = self._covariance_as_given(fit.covariance)
-            variances = xp.diagonal(covariance, axis1=-2, axis2=-1)
-        else:
-            ratio, missing, v = self._shared_terms(fit)
-            variances = ratio[:, None] * xp.diagonal(self._shared_matrix) + missing[:, None] * v * v
-        return replace(fit, coefficients=a, covariance=covariance, variances=variances, model=fit.model / unit,
-                       image_variance=fit.image_variance / unit**2, variance=fit.variance / unit**2)
-
-    def _covariance_as_given(self, C: Any) -> Any:
-        """Covariance (..., n, n) of the coefficients `_as_given`."""
-        P, m, n = self.design.n_spatial, self.design.n_kernel, self.design.n_parameters
-        first, lead = P * m, C.shape[:-2]
-        C = C.copy()
-        if self._centred:
-            C[..., first:first + P, :] -= self._sky * C[..., :first, :].reshape(*lead, P, m, n).sum(axis=-2)
-            C[..., first:first + P] -= self._sky * C[..., :first].reshape(*lead, n, P, m).sum(axis=-1)
-        C[..., first:, :] /= self._unit
-        C[..., first:] /= self._unit
-        return C
-
-    @cached_property
-    def _shared_matrix(self) -> Any:
-        return self._covariance_as_given(self.fitter.preconditioner.matrix)
-
-    def _shared_terms(self, fit: Fit) -> tuple[Any, Any, Any]:
-        """Estimate of each image's covariance, s C + t v v^T: s (B,), t (B,), v (n,).
-
-        The shared one by the ratio of the traces s, made exact for the scale: v = C 1 / (1^T C 1) and t = sigma_P^2 -
-        s 1^T C 1, a change of rank one that leaves it positive semi-definite.
-        """
-        xp, C, m = self.backend.xp, self._shared_matrix, self.design.n_kernel
-        ratio = fit.covariance_ratio
-        row = C[:, :m].sum(axis=1)
-        scale_variance = row[:m].sum()
-        v = row / xp.where(scale_variance > 0, scale_variance, 1.0)
-        return ratio, fit.scale_variance - ratio * scale_variance, v
-
-    def _covariance_of(self, fit: Fit) -> Any:
-        """Covariance (B, n, n), exact or estimated."""
-        if self.exact_covariance:
-            return fit.covariance
-        ratio, missing, v = self._shared_terms(fit)
-        return ratio[:, None, None] * self._shared_matrix + missing[:, None, None] * (v[:, None] * v)
-
-
-def _settings(passes: Any, clip: Any, solver: Any, covariance: Any, correct_bias: Any, rtol: Any, max_iterations: Any,
-              gain: Any, read_noise: Any) -> FitSettings:
-    if solver not in ("auto", "direct", "iterative"):
-        raise InputError(f"solver must be 'auto', 'direct' or 'iterative', got {solver!r}")
-    if covariance not in ("exact", "shared"):
-        raise InputError(f"covariance must be 'exact' or 'shared', got {covariance!r}")
-    numbers = (int, float, np.integer, np.floating)
-    if not isinstance(clip, numbers) or not clip > 0:
-        raise InputError(f"clip must be positive, got {clip!r}")
-    if gain is not None and not (isinstance(gain, numbers) and math.isfinite(gain) and gain > 0):
-        raise InputError(f"gain must be positive (e-/ADU) or None, got {gain!r}")
-    return FitSettings(
-        passes=_number("passes", passes, 1, "an integer of 1 or more", integer=True), clip=float(clip),
-        solver=solver if solver != "auto" else "direct" if covariance == "exact" else "iterative",
-        covariance=covariance, correct_bias=bool(correct_bias), mixed=False,
-        rtol=_number("rtol", rtol, 1e-14, "at least 1e-14"),
-        max_iterations=_number("max_iterations", max_iterations, 1, "an integer of 1 or more", integer=True),
-        gain=None if gain is None else float(gain), read_noise=_number("read_noise", read_noise, 0, "0 or more (e-)"),
-    )
 
 
 def subtract(reference: Any, images: Any, errors: Any = None, masks: Any = None, *, kernel_size: int,
