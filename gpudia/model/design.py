@@ -21,6 +21,16 @@ from gpudia.model.tiles import Tiling
 __all__ = ["Design"]
 
 
+def _runs(support: np.ndarray) -> Iterator[tuple[int, slice, slice]]:
+    """Runs of True in the rows of a mask: row, columns, and numbers among all that are True."""
+    first = 0
+    for row, free in enumerate(support):
+        edges = np.flatnonzero(np.diff(free.astype(int), prepend=0, append=0))
+        for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+            yield row, slice(start, stop), slice(first, first + stop - start)
+            first += stop - start
+
+
 class Design:
     """U and its adjoint for one reference.
 
@@ -50,6 +60,8 @@ class Design:
         self.n_spatial = count_terms(spatial_degree)
         self.n_background = count_terms(background_degree)
         self.n_parameters = self.n_spatial * self.n_kernel + self.n_background
+        #: Free kernel pixels of one row that stand side by side: row, columns, and where they are among all of them.
+        self.runs = list(_runs(support))
         self._index = None
         if not support.all():
             self._index = to_device(np.flatnonzero(support), self.backend)

@@ -48,19 +48,14 @@ def _fill_block(design: Design, part: Any, place: _Block, block: Any) -> None:
     K, n = design.tiling.kernel_size, design.n_kernel
     count = max(design.n_spatial, design.n_background)
     terms = design.terms_at(place, count).reshape(count, -1)
-    k = 0
-    for uy, row in enumerate(design.support):
-        # Kernel pixel (uy, ux) multiplies R(x - u): the shifted reference starts at K - 1 - u in the padded part. The
-        # free pixels of one row mostly stand side by side: one copy through a view of overlapping windows.
-        first_row = rows.start + K - 1 - uy
-        strip = part[first_row:first_row + height, columns.start:columns.stop + K - 1]
-        sy, sx = strip.strides
-        windows = design.xp.lib.stride_tricks.as_strided(strip, shape=(K, height, width), strides=(sx, sy, sx))
-        free = np.flatnonzero(row)
-        for run in np.split(free, np.flatnonzero(np.diff(free) > 1) + 1) if len(free) else ():
-            first, count = K - 1 - int(run[-1]), len(run)
-            block[k:k + count].reshape(count, height, width)[...] = windows[first:first + count][::-1]
-            k += count
+    # Kernel pixel u multiplies R(x - u): the shifted reference starts at K - 1 - u in the padded part. All of them are
+    # one view of overlapping windows, [u] by its reversed axes.
+    under = part[rows.start:rows.stop + K - 1, columns.start:columns.stop + K - 1]
+    sy, sx = under.strides
+    windows = design.xp.lib.stride_tricks.as_strided(under, shape=(K, K, height, width),
+                                                     strides=(sy, sx, sy, sx))[::-1, ::-1]
+    for row, run, place_in_block in design.runs:
+        block[place_in_block].reshape(-1, height, width)[...] = windows[row, run]
     for p in range(1, design.n_spatial):
         block[p * n:(p + 1) * n] = block[:n] * terms[p]
     block[design.n_spatial * n:design.n_parameters] = terms[:design.n_background]
@@ -170,7 +165,8 @@ def normal_moments(design: Design, weights: Any, information: np.ndarray, degree
     Parameters
     ----------
     design : Design
-        With a constant kernel. The products are done in its precision, the sums in float64, on all cores.
+        With a constant kernel. Products, and sums over some cells, are done in its precision, on all cores; the sum of
+        these in float64.
     weights : array (T, h, w)
     information : array (T, h, w), host
         What each pixel adds to the trace of the matrix.
@@ -187,8 +183,9 @@ def normal_moments(design: Design, weights: Any, information: np.ndarray, degree
     root = xp.sqrt(weights).astype(design.dtype)
     parts = design.tiling.split_with_margin(design.reference.astype(design.dtype))
 
-    def sum_of(chosen: list[tuple[_Block, float]]) -> Any:
-        total: Any = 0.0
+    def sum_into(job: tuple[list[tuple[_Block, float]], Any]) -> None:
+        chosen, total = job
+        total[...] = 0.0
         for group in _in_groups(chosen):
             pixels = sum(root[place].size for place, _ in group)
             block, first = xp.empty((n, pixels), dtype=design.dtype), 0
@@ -198,18 +195,18 @@ def normal_moments(design: Design, weights: Any, information: np.ndarray, degree
                 _fill_block(design, parts[place[0]], place, part)
                 part *= weight
                 first += weight.size
-            total = total + block @ block.T
-        return total if chosen else xp.zeros((n, n))
+            total += block @ block.T
 
     moments = xp.zeros((count_terms(2 * degree), n * n))
     cells = list(_cells(design, degree))
     chosen = _chosen_blocks(design, cells, information, share)
     step = max(16, _AT_ONCE_BYTES // (n * n * root.dtype.itemsize))
+    matrices = xp.empty((min(step, len(cells)), n, n), dtype=design.dtype)
     for start in range(0, len(cells), step):
         group = slice(start, start + step)
         values = np.array([_monomials(design, cell, 2 * degree) for cell in cells[group]])
-        matrices = xp.stack(design.backend.run_all(sum_of, chosen[group])).reshape(len(values), -1)
-        moments += to_device(values.T, design.backend) @ matrices
+        design.backend.run_all(sum_into, zip(chosen[group], matrices[:len(values)], strict=True))
+        moments += to_device(values.T, design.backend, design.dtype) @ matrices[:len(values)].reshape(len(values), -1)
     return moments.reshape(-1, n, n)
 
 
