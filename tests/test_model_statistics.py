@@ -5,6 +5,7 @@ import pytest
 from conftest import star_field
 from scipy.signal import convolve2d
 
+import gpudia.model.plan as plan_module
 from gpudia.model import ReferencePlan, subtract
 
 SHAPE, K, GAIN, READ_NOISE = (100, 110), 7, 1.5, 8.0
@@ -124,6 +125,31 @@ def test_an_image_that_is_the_reference_gives_the_kernel_of_one_pixel(scene):
     delta = np.zeros((K, K))
     delta[K // 2, K // 2] = 1.0
     np.testing.assert_allclose(stack.kernel[0], delta, atol=1e-6)
+
+
+@pytest.mark.parametrize("covariance", ["shared", "exact"])
+def test_informative_tiles_give_the_result_of_all_pixels(monkeypatch, covariance):
+    """Tiles of 60 px, some of which make the weights; one of the images has no good pixel in a quarter of them."""
+    monkeypatch.setattr(plan_module, "_INFORMATIVE_SIDE", 60)
+    shape, rng = (330, 345), np.random.default_rng(31)
+    reference = star_field(shape, seed=12, fwhm=2.5, density=150) + 300.0
+    model = convolve2d(reference, kernel_of(), mode="same") + 40.0
+    error = np.sqrt(model / GAIN + (READ_NOISE / GAIN) ** 2)
+    images = model + rng.normal(size=(2, *shape)) * error
+    masks = np.zeros(images.shape, bool)
+    masks[1, :170, :180] = True
+    settings = {"kernel_size": K, "spatial_degree": 1, "covariance": covariance}
+    noisy, errors = reference + rng.normal(size=shape) * error / 5, np.broadcast_to(error, images.shape)
+    every, some = (subtract(noisy, images, errors, masks, error=error / 5, pixels=pixels, **settings)
+                   for pixels in ("all", "informative"))
+    assert ReferencePlan(noisy, K, error=error / 5, pixels="informative").information < 0.9
+    np.testing.assert_array_less(np.abs(some.scale - every.scale), 0.2 * every.scale_error)
+    np.testing.assert_allclose(some.scale_error, every.scale_error, rtol=0.02)
+    np.testing.assert_allclose(some.n_pixels, every.n_pixels, rtol=1e-3)
+    apart = ((some.difference - every.difference) / np.sqrt(every.variance))[~every.mask]
+    assert np.sqrt(np.mean(apart**2)) < 0.02
+    one = subtract(noisy, images, errors, masks, error=error / 5, pixels="informative", passes=1, **settings)
+    np.testing.assert_array_less(np.abs(one.scale - every.scale), 3 * every.scale_error)
 
 
 def test_clipping_rejects_what_does_not_belong_and_grows(scene):

@@ -105,16 +105,16 @@ class Fitter:
     def _reference_variance(self, a: Any) -> Any:
         return 0.0 if self.noise is None else self.noise.variance_of_model(a)
 
-    def _missing(self, state: _State, weights: Any, chi2: Any) -> Any:
+    def _missing(self, state: _State, weights: Any) -> Any:
         """What the right side of the equations lacks, (B, n); see `ReferenceNoise.missing`.
 
         Nothing in the first pass, and for an image that is the reference itself: it has the same noise.
         """
-        if self.noise is None or not self.settings.correct_bias or not scalar((chi2 < math.inf).any()):
+        if self.noise is None or not self.settings.correct_bias or not scalar((state.chi2 < math.inf).any()):
             return self.xp.zeros_like(state.a)
         shared = self.preconditioner
         variances = shared.ratio(weights)[:, None] * self.xp.diagonal(shared.matrix)
-        return self.noise.missing(state.a, variances, weights) * (chi2 > _SAME_NOISE)[:, None]
+        return self.noise.missing(state.a, variances, weights) * (state.chi2 > _SAME_NOISE)[:, None]
 
     def fit(self, data: Any, good: Any, noise: ImageNoise) -> Fit:
         """Run the passes on one group.
@@ -127,56 +127,70 @@ class Fitter:
             Pixels that may enter the fit.
         noise : ImageNoise
         """
-        xp, settings = self.xp, self.settings
-        chosen = good if self.informative is None else good & self.informative
-        clipped, chi2 = xp.zeros_like(good), xp.full(len(data), xp.inf)
-        settled = xp.zeros(len(data), dtype=bool)
+        state = self.approach(data, good, noise)
+        return self._finish(state, data, good, self._chosen(good), noise, final=True)
+
+    def _chosen(self, good: Any) -> Any:
+        return good if self.informative is None else good & self.informative
+
+    def approach(self, data: Any, good: Any, noise: ImageNoise) -> _State:
+        """Run all passes but the last: they make its weights and its start."""
+        xp, chosen = self.xp, self._chosen(good)
         trust: Any = 1.0
-        state, variance = self._start(data, noise.sky), noise.first()
-        for number in range(1, settings.passes + 1):
-            final = number == settings.passes or scalar(settled.all())
-            allowed, trust = (chosen & ~clipped, 1.0) if final else (chosen, trust)
-            weights = xp.where(allowed, trust / variance, 0.0)
-            variance = trust = None  # planes of a pass make room for those of the next
-            self._solve(state, weights, data, self._missing(state, weights, chi2), final, settled)
-            image_variance = noise.of_model(data - state.residual)
-            variance = image_variance + self._reference_variance(state.a)
-            if final:
+        state = self._start(data, noise)
+        state.clipped = xp.zeros_like(good)
+        settled = xp.zeros(len(data), dtype=bool)
+        for _ in range(self.settings.passes - 1):
+            weights = xp.where(chosen, trust / state.variance, 0.0)
+            state.variance = trust = None  # planes of a pass make room for those of the next
+            self._solve(state, weights, data, False, settled)
+            state.variance = noise.of_model(data - state.residual) + self._reference_variance(state.a)
+            found, trust = self._outliers(state, data, good, chosen)
+            chi2 = self._mean(state.residual.astype(state.variance.dtype) ** 2 / state.variance, chosen & ~found)
+            settled = (state.clipped == found).all(axis=(1, 2, 3)) & (xp.abs(chi2 - state.chi2) <= _SAME_CHI2 * chi2)
+            state.clipped, state.chi2 = found, chi2
+            if scalar(settled.all()):
                 break
-            found, trust = self._outliers(state, data, variance, good, chosen)
-            new_chi2 = self._mean(state.residual.astype(variance.dtype) ** 2 / variance, chosen & ~found)
-            settled = ((clipped == found).all(axis=(1, 2, 3)) & (xp.abs(new_chi2 - chi2) <= _SAME_CHI2 * new_chi2))
-            clipped, chi2 = found, new_chi2
-        return self._result(state, data, good, chosen & ~clipped, clipped, weights, image_variance, variance)
+        return state
 
-    def complete(self, part: Fit, data: Any, good: Any, noise: ImageNoise) -> Fit:
-        """Spread a fit on some tiles over all of them: model, variance and outliers from its coefficients."""
-        sky = self.xp.zeros(len(data))
-        model = self.design.model(part.coefficients)
-        state = _State(part.coefficients, data - model, sky, part.iterations, part.status)
-        image_variance = noise.of_model(model)
-        variance = image_variance + self._reference_variance(state.a)
-        clipped, _ = self._outliers(state, data, variance, good, good)
-        return replace(part, model=model, image_variance=image_variance, variance=variance, clipped=clipped,
-                       spoilt=self._spoilt(state.a, good))
+    def complete(self, part: _State, data: Any, good: Any, noise: ImageNoise) -> Fit:
+        """Run the last pass on all tiles after `approach` on some.
 
-    def _start(self, data: Any, sky: Any) -> _State:
+        What those have found is off by its own noise: this solve stops at a few hundredths of that.
+        """
+        state = replace(part, residual=data - self.design.model(part.a))
+        state.variance = noise.of_model(data - state.residual) + self._reference_variance(state.a)
+        state.clipped, _ = self._outliers(state, data, good, good)
+        return self._finish(state, data, good, good, noise, final=self.settings.exact_covariance)
+
+    def _finish(self, state: _State, data: Any, good: Any, chosen: Any, noise: ImageNoise, final: bool) -> Fit:
+        """Solve under the last weights."""
+        used = chosen & ~state.clipped
+        weights = self.xp.where(used, 1.0 / state.variance, 0.0)
+        state.variance = None
+        self._solve(state, weights, data, final, self.xp.zeros(len(data), dtype=bool))
+        image_variance = noise.of_model(data - state.residual)
+        state.variance = image_variance + self._reference_variance(state.a)
+        return self._result(state, data, good, used, weights, image_variance)
+
+    def _start(self, data: Any, noise: ImageNoise) -> _State:
         """Begin with an image that is nothing but its sky."""
+        sky = noise.sky
         a = self.xp.zeros((len(data), self.design.n_parameters))
         a[:, self.design.n_spatial * self.design.n_kernel] = sky
         zero = self.xp.zeros(len(data), dtype=self.xp.int32)
-        return _State(a, data - sky[:, None, None, None], sky, zero, zero)
+        unknown = self.xp.full(len(data), self.xp.inf)
+        return _State(a, data - sky[:, None, None, None], sky, zero, zero, noise.first(), None, unknown)
 
-    def _result(self, state: _State, data: Any, good: Any, used: Any, clipped: Any, weights: Any, image_variance: Any,
-                variance: Any) -> Fit:
-        xp = self.xp
+    def _result(self, state: _State, data: Any, good: Any, used: Any, weights: Any, image_variance: Any) -> Fit:
+        xp, variance = self.xp, state.variance
         n_pixels = used.sum(axis=(1, 2, 3))
         dof = xp.maximum(n_pixels - self.design.n_parameters, 1)
         chi2 = xp.where(used, state.residual**2 / variance, 0.0).sum(axis=(1, 2, 3)) / dof
         covariance, x = self._covariance(state, weights)
         scale_variances = self._scale_variances(x, weights, image_variance, state.a)
         return Fit(state.a, covariance, None, x[:, :self.design.n_kernel].sum(axis=1), *scale_variances,
-                   self.preconditioner.ratio(weights), data - state.residual, image_variance, variance, clipped,
+                   self.preconditioner.ratio(weights), data - state.residual, image_variance, variance, state.clipped,
                    self._spoilt(state.a, good), chi2, n_pixels, state.iterations, state.left,
                    state.status | self._too_few(n_pixels))
 
@@ -212,7 +226,7 @@ class Fitter:
         own = (planes**2 * image_variance).sum(axis=(1, 2, 3))
         return own, self.xp.zeros_like(own) if self.noise is None else self.noise.variance_of_sums(a, planes)
 
-    def _outliers(self, state: _State, data: Any, variance: Any, good: Any, chosen: Any) -> tuple[Any, Any]:
+    def _outliers(self, state: _State, data: Any, good: Any, chosen: Any) -> tuple[Any, Any]:
         """Pixels beyond the clip with the good ones beside them, and each pixel's weight for a pass before the last.
 
         Before the last pass a deviant pixel is not dropped but its pull is bounded (Huber's weights, 3 sigma): a first
@@ -220,7 +234,7 @@ class Fitter:
         reason 3 % of a star's light counts as an error of the model here. Where the errors given are too small for the
         whole image, the clip is in units of the true scatter: else a wrong gain would leave nothing to fit.
         """
-        xp, tiling = self.xp, self.design.tiling
+        xp, tiling, variance = self.xp, self.design.tiling, state.variance
         model, residual = (data - state.residual).astype(variance.dtype), state.residual.astype(variance.dtype)
         light = model - self.inner.background(state.a)
         pull = xp.abs(residual) / xp.sqrt(variance + (_MODEL_ERROR * light) ** 2)
@@ -265,12 +279,12 @@ class Fitter:
         found.energy, found.left = found.energy * size, found.left * size
         return found
 
-    def _solve(self, state: _State, weights: Any, data: Any, missing: Any, final: bool, settled: Any) -> None:
-        """Bring a state to the solution of A a = U^T W d + missing.
+    def _solve(self, state: _State, weights: Any, data: Any, final: bool, settled: Any) -> None:
+        """Bring a state to the solution of A a = U^T W d and what is `_missing` there.
 
         Images that have settled wait for the others without a change, so that none depends on its neighbours.
         """
-        settings, xp = self.settings, self.xp
+        settings, xp, missing = self.settings, self.xp, self._missing(state, weights)
         suited = self.preconditioner.suits(weights)
         converged = xp.zeros(len(data), dtype=bool)
         if math.isfinite(self.preconditioner.condition) and not (final and settings.solver == "direct"):
@@ -339,6 +353,9 @@ class _State:
     sky: Any
     iterations: Any
     status: Any
+    variance: Any  # of the data under the model, (B, T, h, w)
+    clipped: Any  # outliers, bool (B, T, h, w)
+    chi2: Any  # per pixel, infinite before the first pass
     left: Any = None  # chi^2 of the error that the solver left
     covariance: Any = None  # of the rows solved directly in the last pass
     exact_rows: Any = None

@@ -7,6 +7,7 @@ map, inverted once (`SharedPreconditioner`).
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,12 @@ class SharedPreconditioner:
         by_weight = self._total / xp.where(total > 0, total, xp.nan)
         contrast = self.ratio(weights) / xp.where(by_weight > 0, by_weight, xp.nan)
         return (contrast < _CONTRAST) & (contrast > 1 / _CONTRAST)
+
+    def on(self, base: Design) -> SharedPreconditioner:
+        """Return the same for weights on other tiles: those of `base`, else as given."""
+        other = copy.copy(self)
+        other._power = power_under_kernel(base.reference, base.tiling, base.support)
+        return other
 
     def __call__(self, residual: Any) -> Any:
         """Apply to residuals (B, n)."""

@@ -205,7 +205,7 @@ def normal_moments(design: Design, weights: Any, information: np.ndarray, degree
     for start in range(0, len(cells), step):
         group = slice(start, start + step)
         values = np.array([_monomials(design, cell, 2 * degree) for cell in cells[group]])
-        design.backend.run_all(sum_into, zip(chosen[group], matrices[:len(values)], strict=True))
+        design.backend.run_all(sum_into, [(blocks, matrices[i]) for i, blocks in enumerate(chosen[group])])
         moments += to_device(values.T, design.backend, design.dtype) @ matrices[:len(values)].reshape(len(values), -1)
     return moments.reshape(-1, n, n)
 
