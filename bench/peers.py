@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -108,11 +109,23 @@ def _put(queue: Any, function: Callable[..., Any], args: tuple[Any, ...], option
 
 
 def alone(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call a function in a new process and return what it returns."""
+    """Call a function in a new process and return what it returns.
+
+    Raises
+    ------
+    RuntimeError
+        If the process ends without a result.
+    """
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_put, args=(queue, function, args, options))
     process.start()
-    result = queue.get()
+    while True:
+        try:
+            result = queue.get(timeout=1.0)
+            break
+        except Empty:
+            if not process.is_alive() and queue.empty():
+                raise RuntimeError(f"{function.__name__} ended with exit code {process.exitcode}") from None
     process.join()
     return result

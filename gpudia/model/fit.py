@@ -31,8 +31,8 @@ _LOOSE = 1e-5
 _LOOSE_NOISE = 0.03
 #: Accuracy of the scale's variance.
 _FOR_ERROR = 1e-2
-#: Gain in accuracy that one correction in single precision is asked for, and the one that it is certain to have.
-_SINGLE_GAIN, _SINGLE_CERTAIN = 1e-5, 1e-3
+#: Gain in accuracy that one correction in single precision is asked for: what it can reach in one round.
+_SINGLE_GAIN = 2e-6
 #: Corrections in single precision before double precision takes over.
 _ROUNDS = 5
 _SAME_CHI2 = 1e-3
@@ -322,8 +322,14 @@ class Fitter:
         for number in range(_ROUNDS + 1):
             inner = self.inner if number < _ROUNDS else design
             r = (design if final else inner).adjoint(weights * state.residual) + missing
+            if number:  # what the corrections in single precision have left, in double
+                left = self._energy(r, weights)
+                state.left = xp.where(converged, state.left, left)
+                converged = converged | (left <= limit)
+                if scalar(converged.all()):
+                    break
             reach = limit
-            if inner is not design:  # single precision does not gain more than five digits at once
+            if inner is not design:  # single precision does not gain more at once
                 reach = xp.maximum(limit, _SINGLE_GAIN**2 * self._energy(r, weights))
             reach = xp.where(converged, xp.inf, reach)
             found = self._correction(weights, r, reach, inner)
@@ -333,10 +339,6 @@ class Fitter:
             state.iterations = state.iterations + found.iterations
             if not final or inner is design:
                 return converged | found.converged
-            # ... and three of them for certain
-            converged = converged | (found.converged & (found.energy * _SINGLE_CERTAIN**2 <= limit))
-            if scalar(converged.all()):
-                break
         return converged
 
     def _energy(self, r: Any, weights: Any) -> Any:
