@@ -47,7 +47,7 @@ def ours(side: int, kernel: int, degree: int, images: int, depth: float = 1.0, d
     planned = time.perf_counter() - start
     plan.subtract(field.images[:2], field.errors[:2], field.masks[:2])
     times = []
-    for _ in range(REPEATS if images * side**2 < 1 << 22 else 1):
+    for _ in range(REPEATS if images * side**2 < 1 << 24 else 1):
         start = time.perf_counter()
         stack = plan.subtract(field.images, field.errors, field.masks)
         times.append((time.perf_counter() - start) / images)

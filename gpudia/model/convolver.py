@@ -128,7 +128,8 @@ class TileConvolver:
 
     def correlate(self, planes: Any, tiles: slice, total: Any) -> None:
         """First half of the adjoint: add the products with planes (B, t, hf, wf) to spectra `total` (B, P, hf, wh)."""
-        spectra = self.backend.xp.conj(self.backend.rfft2(planes, self.tiling.fft_shape))
+        spectra = self.backend.rfft2(planes, self.tiling.fft_shape)
+        self.backend.xp.conj(spectra, out=spectra)
         for p in range(len(self.spectra)):
             part = spectra * self.spectra[p, tiles]
             total[:, p] += part[:, 0] if part.shape[1] == 1 else part.sum(axis=1)

@@ -31,8 +31,8 @@ _LOOSE = 1e-5
 _LOOSE_NOISE = 0.03
 #: Accuracy of the scale's variance.
 _FOR_ERROR = 1e-2
-#: Gain in accuracy that one correction in single precision is asked for: what it can reach in one round.
-_SINGLE_GAIN = 2e-6
+#: Gain in accuracy that one correction in single precision is asked for, and the one that it is certain to have.
+_SINGLE_GAIN, _SINGLE_CERTAIN = 1e-6, 1e-3
 #: Corrections in single precision before double precision takes over.
 _ROUNDS = 5
 _SAME_CHI2 = 1e-3
@@ -113,7 +113,7 @@ class Fitter:
         if self.noise is None or not self.settings.correct_bias or not scalar((state.chi2 < math.inf).any()):
             return self.xp.zeros_like(state.a)
         shared = self.preconditioner
-        variances = shared.ratio(weights)[:, None] * self.xp.diagonal(shared.matrix)
+        variances = state.ratio[:, None] * self.xp.diagonal(shared.matrix)
         return self.noise.missing(state.a, variances, weights) * (state.chi2 > _SAME_NOISE)[:, None]
 
     def fit(self, data: Any, good: Any, noise: ImageNoise) -> Fit:
@@ -190,7 +190,7 @@ class Fitter:
         covariance, x = self._covariance(state, weights)
         scale_variances = self._scale_variances(x, weights, image_variance, state.a)
         return Fit(state.a, covariance, None, x[:, :self.design.n_kernel].sum(axis=1), *scale_variances,
-                   self.preconditioner.ratio(weights), data - state.residual, image_variance, variance, state.clipped,
+                   state.ratio, data - state.residual, image_variance, variance, state.clipped,
                    self._spoilt(state.a, good), chi2, n_pixels, state.iterations, state.left,
                    state.status | self._too_few(n_pixels))
 
@@ -284,8 +284,9 @@ class Fitter:
 
         Images that have settled wait for the others without a change, so that none depends on its neighbours.
         """
-        settings, xp, missing = self.settings, self.xp, self._missing(state, weights)
-        suited = self.preconditioner.suits(weights)
+        settings, xp = self.settings, self.xp
+        state.ratio = self.preconditioner.ratio(weights)
+        suited, missing = self.preconditioner.suits(weights, state.ratio), self._missing(state, weights)
         converged = xp.zeros(len(data), dtype=bool)
         if math.isfinite(self.preconditioner.condition) and not (final and settings.solver == "direct"):
             wanted = suited if final else suited & ~settled
@@ -323,14 +324,14 @@ class Fitter:
             inner = self.inner if number < _ROUNDS else design
             r = (design if final else inner).adjoint(weights * state.residual) + missing
             if number:  # what the corrections in single precision have left, in double
-                left = self._energy(r, weights)
+                left = self._energy(r, state.ratio)
                 state.left = xp.where(converged, state.left, left)
                 converged = converged | (left <= limit)
                 if scalar(converged.all()):
                     break
             reach = limit
             if inner is not design:  # single precision does not gain more at once
-                reach = xp.maximum(limit, _SINGLE_GAIN**2 * self._energy(r, weights))
+                reach = xp.maximum(limit, _SINGLE_GAIN**2 * self._energy(r, state.ratio))
             reach = xp.where(converged, xp.inf, reach)
             found = self._correction(weights, r, reach, inner)
             state.left = xp.where(converged, state.left, found.left)
@@ -339,11 +340,15 @@ class Fitter:
             state.iterations = state.iterations + found.iterations
             if not final or inner is design:
                 return converged | found.converged
+            # ... nor does it gain less than three digits: then nothing need be measured
+            converged = converged | (found.converged & (found.energy * _SINGLE_CERTAIN**2 <= limit))
+            if scalar(converged.all()):
+                break
         return converged
 
-    def _energy(self, r: Any, weights: Any) -> Any:
+    def _energy(self, r: Any, ratio: Any) -> Any:
         """Estimate of the energy e^T A e of the error that a residual r stands for, (B,)."""
-        return (r * self.preconditioner(r)).sum(axis=1) * self.preconditioner.ratio(weights)
+        return (r * self.preconditioner(r)).sum(axis=1) * ratio
 
 
 @dataclass
@@ -358,6 +363,7 @@ class _State:
     variance: Any  # of the data under the model, (B, T, h, w)
     clipped: Any  # outliers, bool (B, T, h, w)
     chi2: Any  # per pixel, infinite before the first pass
+    ratio: Any = None  # `SharedPreconditioner.ratio` of the weights of the last solve
     left: Any = None  # chi^2 of the error that the solver left
     covariance: Any = None  # of the rows solved directly in the last pass
     exact_rows: Any = None

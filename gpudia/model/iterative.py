@@ -84,8 +84,10 @@ class SharedPreconditioner:
         information = (weights * self._power).sum(axis=(1, 2, 3))
         return self._information / xp.where(information > 0, information, xp.nan)
 
-    def suits(self, weights: Any) -> Any:
+    def suits(self, weights: Any, ratio: Any) -> Any:
         """Whether an image's weights are near enough to the typical ones for the iteration to be trusted, (B,) bool.
+
+        `ratio` is that of the weights.
 
         One pixel a billion times brighter than the others, say, that has all the weight in one map and none in the
         other, would leave the iteration stuck without notice.
@@ -93,7 +95,7 @@ class SharedPreconditioner:
         xp = self.design.xp
         total = weights.sum(axis=(1, 2, 3))
         by_weight = self._total / xp.where(total > 0, total, xp.nan)
-        contrast = self.ratio(weights) / xp.where(by_weight > 0, by_weight, xp.nan)
+        contrast = ratio / xp.where(by_weight > 0, by_weight, xp.nan)
         return (contrast < _CONTRAST) & (contrast > 1 / _CONTRAST)
 
     def on(self, base: Design) -> SharedPreconditioner:

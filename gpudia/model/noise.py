@@ -17,7 +17,7 @@ import copy
 from typing import Any
 
 from gpudia.backend import namespace_of
-from gpudia.model.planes import SAMPLE, median_of, robust_sigma, smooth
+from gpudia.model.planes import SAMPLE, median_of, middle_deviation, robust_sigma, smooth
 from gpudia.model.tiles import Tiling
 
 __all__ = ["ImageNoise"]
@@ -73,8 +73,8 @@ class ImageNoise:
         self._first = None
         if self.error_plane:
             variance = error.astype(dtype) ** 2
-            sigma = robust_sigma(data, good, SAMPLE)[:, None, None]
-            near_sky = good & (xp.abs(data - sky.astype(dtype)[:, None, None]) < 3 * sigma.astype(dtype))
+            off = xp.abs(data - sky.astype(dtype)[:, None, None])
+            near_sky = good & (off < 3 * middle_deviation(off, good, SAMPLE).astype(dtype)[:, None, None])
             self._slope = _pairs_slope(variance, data, near_sky).astype(dtype)[:, None, None, None]
             self._variance = tiling.split(xp.where(good, variance, 1.0))
             self._first = tiling.split(smooth(data, good))

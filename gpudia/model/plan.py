@@ -117,7 +117,7 @@ class ReferencePlan:
         the scale. False minimises the scatter of the difference's pixels, which a kernel that is too smooth lowers by
         some per cent; that of fluxes it does not lower. Needs `error`, and two passes at least.
     rtol : float
-        Accuracy of the iterative solution in units of the signal-to-noise ratio of all the data. With 1e-8 kernels were
+        Accuracy of the iterative solution in units of the signal-to-noise ratio of all the data. With 2e-8 kernels were
         within 1e-7 of their peak of those solved directly, with 1e-7 within 7e-7.
     max_iterations : int
         For one pass.
@@ -158,7 +158,7 @@ class ReferencePlan:
                  fit_mask: Any = None, spatial_degree: int = 0, background_degree: int | str = "auto",
                  support: str | np.ndarray = "square", pixels: str = "auto", gain: float | None = None,
                  read_noise: float = 0.0, passes: int = 4, clip: float = 5.0, solver: str = "auto",
-                 covariance: str = "shared", precision: str = "auto", correct_bias: bool = True, rtol: float = 1e-8,
+                 covariance: str = "shared", precision: str = "auto", correct_bias: bool = True, rtol: float = 2e-8,
                  max_iterations: int = 200) -> None:
         reference, error, mask = planes_of(reference, error, mask, "reference")
         if reference.ndim != 2:

@@ -42,8 +42,8 @@ def smooth(planes: Any, good: Any) -> Any:
 
 #: Standard deviation of a normal distribution over its median absolute deviation.
 _SIGMA_OF_MAD = 1.482602218505602
-#: Pixels of a sample whose median, or scatter, is known to one per cent of a sigma.
-SAMPLE = 1 << 14
+#: Pixels of a sample whose median, or scatter, is known to 1.4 per cent of a sigma.
+SAMPLE = 1 << 13
 
 
 def robust_sigma(values: Any, good: Any, at_most: int | None = None) -> Any:
