@@ -37,6 +37,8 @@ _RUN_VALUES = (
     ("kernel_support", "circle|square|aic", "pixels of the kernel's square that are used"),
     ("spatial_degree", "auto|N", "degree by which the kernel varies over the region, 0 to 3"),
     ("background_degree", "auto|N", "degree of the differential background, 0 to 5"),
+    ("scale_degree", "auto|N", "degree by which the photometric scale varies; auto: the kernel's"),
+    ("smoothness", "X", "regularisation of the kernel"),
     ("passes", "N", "passes of weighting and clipping"),
     ("clip", "SIGMA", "leave pixels out of the kernel fit beyond this"),
     ("solver", "auto|direct|iterative", "how the normal equations are solved"),

@@ -204,6 +204,10 @@ class RunConfig:
         Degrees by which kernel (0 to 3) and background (0 to 5) vary. ``auto``: for the kernel the one with the least
         AIC on three frames, at most 1 with fewer than 180 bright stars and 0 with fewer than 90; for the background
         the kernel's, at least 1.
+    scale_degree : int or "auto"
+        Degree by which the photometric scale varies, at most the kernel's. ``auto``: the kernel's.
+    smoothness : float
+        Regularisation of the kernel, 0: none; see `ReferencePlan`.
     passes : int
         Passes of weighting and clipping of the kernel fit, 1 to 20.
     clip : float
@@ -256,6 +260,8 @@ class RunConfig:
     kernel_support: str = _setting(_choice("circle", "square", "aic"), "circle")
     spatial_degree: int | str = _setting(_auto_or(_integer(0, 3)), "auto")
     background_degree: int | str = _setting(_auto_or(_integer(0, 5)), "auto")
+    scale_degree: int | str = _setting(_auto_or(_integer(0, 3)), "auto")
+    smoothness: float = _setting(_number("a share", zero=True), 0.0)
     passes: int = _setting(_integer(1, 20), 4)
     clip: float = _setting(_number("sigma"), 5.0)
     solver: str = _setting(_choice("auto", "direct", "iterative"), "auto")

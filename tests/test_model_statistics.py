@@ -116,6 +116,20 @@ def test_a_noisy_reference_does_not_bias_the_scale(noisy_references):
     assert abs(scale.mean() / 0.8 - 1) < 0.002 + 2 * error.mean() / np.sqrt(len(scale))
 
 
+@pytest.mark.parametrize("overstated", [1, 5, 20])
+@pytest.mark.parametrize("degree", [0, 1])
+def test_errors_that_the_reference_cannot_have_do_no_harm(scene, degree, overstated):
+    """A reference without noise whose errors say otherwise: the correction must not run away from pass to pass."""
+    reference, _, variance = scene
+    error = np.sqrt(variance)
+    settings = {"kernel_size": K, "error": overstated * error, "spatial_degree": degree, "passes": 8}
+    images, errors = draws(scene, 3), np.broadcast_to(error, (3, *SHAPE))
+    plain = subtract(reference, images, errors, correct_bias=False, **settings)
+    corrected = subtract(reference, images, errors, **settings)
+    np.testing.assert_array_less(corrected.noise_gain, 1.5 * plain.noise_gain)
+    np.testing.assert_array_less(np.abs(corrected.scale - plain.scale), 0.2 * plain.scale_error)
+
+
 def test_an_image_that_is_the_reference_gives_the_kernel_of_one_pixel(scene):
     """Its noise is the reference's own: nothing is to be put right."""
     reference, _, variance = scene
@@ -210,6 +224,44 @@ def test_degree_one_kernel_varies_as_it_should(scene):
     np.testing.assert_allclose(stack.kernel_at(0, 0, 20), constant - slope, atol=1e-5)
     np.testing.assert_allclose(stack.kernel_at(0, [SHAPE[1] - 1], [3])[0], constant + slope, atol=1e-5)
     assert stack.scale_at(0, SHAPE[1] - 1, 50) == pytest.approx(0.88, abs=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["direct", "iterative"])
+def test_photometric_scale_of_a_lower_degree(scene, solver):
+    """The PSF varies, the scale does not: found with fewer unknowns, zero slope exactly, smaller error."""
+    reference, _, variance = scene
+    x = np.linspace(0, 1, SHAPE[1])[None]
+    model = ((1 - x) * convolve2d(reference, kernel_of(), mode="same")
+             + x * convolve2d(reference, kernel_of(dx=-0.3), mode="same"))
+    error = np.sqrt(variance)
+    image = model + np.random.default_rng(41).normal(size=SHAPE) * error
+    settings = {"kernel_size": K, "spatial_degree": 1, "solver": solver, "clip": np.inf}
+    free, fixed = (subtract(reference, image, error, scale_degree=degree, **settings) for degree in (None, 0))
+    np.testing.assert_allclose(fixed.coefficients[0, 1:].sum(axis=(1, 2)), 0, atol=1e-12)
+    assert np.abs(free.coefficients[0, 1:].sum(axis=(1, 2))).max() > 1e-4
+    assert fixed.scale[0] == pytest.approx(0.8, abs=4 * fixed.scale_error[0])
+    assert fixed.scale_error[0] < free.scale_error[0]
+    assert fixed.chi2[0] == pytest.approx(1, abs=4 * np.sqrt(2 / fixed.n_pixels[0]))
+    exact = subtract(reference, model, error, scale_degree=0, **settings)
+    np.testing.assert_allclose(exact.kernel_at(0, SHAPE[1] - 1, 50), kernel_of(dx=-0.3), atol=2e-5)
+
+
+@pytest.mark.parametrize("degree", [0, 1])
+def test_smoothness_calms_the_kernel_and_leaves_the_scale(scene, degree):
+    reference, _, variance = scene
+    images, error = draws(scene, 40, seed=42), np.sqrt(variance)
+    errors = np.broadcast_to(error, images.shape)
+    settings = {"kernel_size": K, "spatial_degree": degree, "clip": np.inf}
+    free, smooth = (subtract(reference, images, errors, smoothness=value, **settings) for value in (0.0, 1e-3))
+    direct = subtract(reference, images[:2], errors[:2], smoothness=1e-3, solver="direct", **settings)
+    np.testing.assert_allclose(smooth.kernel[:2], direct.kernel, atol=1e-6 * direct.kernel.max())
+    np.testing.assert_allclose(smooth.scale_error[:2], direct.scale_error, rtol=0.01)
+    roughness = [np.abs(np.diff(stack.kernel, 2, axis=1)).sum() for stack in (free, smooth)]
+    assert roughness[1] < 0.7 * roughness[0]
+    scatter = [((stack.kernel - kernel_of()) ** 2).sum() for stack in (free, smooth)]
+    assert scatter[1] < 0.7 * scatter[0]
+    pulls = (smooth.scale - 0.8) / smooth.scale_error
+    assert abs(pulls.mean()) < 4 / np.sqrt(40)
 
 
 def test_plan_is_reused_without_memory_of_earlier_batches(scene):

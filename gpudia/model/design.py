@@ -16,6 +16,7 @@ import numpy as np
 from gpudia.backend import backend_of, to_device
 from gpudia.model.convolver import TileConvolver
 from gpudia.model.polynomials import count_terms, exponents, scaled
+from gpudia.model.rules import KernelRules
 from gpudia.model.tiles import Tiling
 
 __all__ = ["Design"]
@@ -44,10 +45,14 @@ class Design:
         Pixels of the kernel that are free.
     spatial_degree, background_degree : int
         Total degrees of the kernel's and the background's polynomials.
+    scale_degree : int, optional
+        That of the photometric scale, the kernel's or less. Default: the kernel's.
+    smoothness : float
+        Strength of the regularisation; see `KernelRules`.
     """
 
     def __init__(self, reference: Any, tiling: Tiling, support: np.ndarray, spatial_degree: int,
-                 background_degree: int) -> None:
+                 background_degree: int, scale_degree: int | None = None, smoothness: float = 0.0) -> None:
         self.backend = backend_of(reference)
         self.xp = self.backend.xp
         self.tiling = tiling
@@ -60,6 +65,8 @@ class Design:
         self.n_spatial = count_terms(spatial_degree)
         self.n_background = count_terms(background_degree)
         self.n_parameters = self.n_spatial * self.n_kernel + self.n_background
+        scale = spatial_degree if scale_degree is None else min(scale_degree, spatial_degree)
+        self.rules = KernelRules(self, smoothness, count_terms(scale))
         #: Free kernel pixels of one row that stand side by side: row, columns, and where they are among all of them.
         self.runs = list(_runs(support))
         self._index = None

@@ -36,6 +36,8 @@ _SINGLE_GAIN, _SINGLE_CERTAIN = 1e-6, 1e-3
 #: Corrections in single precision before double precision takes over.
 _ROUNDS = 5
 _SAME_CHI2 = 1e-3
+#: Sum of the kernel's squares over that without correction, above which the correction has gone astray (2.9 was seen).
+_UNSOUND = 4.0
 #: chi^2 per pixel below which an image has the reference's own noise in it.
 _SAME_NOISE = 1e-3
 #: Sigma from which on the pull of a pixel no longer grows, before the last pass.
@@ -108,13 +110,23 @@ class Fitter:
     def _missing(self, state: _State, weights: Any) -> Any:
         """What the right side of the equations lacks, (B, n); see `ReferenceNoise.missing`.
 
-        Nothing in the first pass, and for an image that is the reference itself: it has the same noise.
+        Nothing in the first pass; for an image that is the reference itself: it has the same noise; and where the
+        correction has made the kernel four times rougher than it was without: then the noise is not what is stated.
         """
         if self.noise is None or not self.settings.correct_bias or not scalar((state.chi2 < math.inf).any()):
             return self.xp.zeros_like(state.a)
         shared = self.preconditioner
         variances = state.ratio[:, None] * self.xp.diagonal(shared.matrix)
-        return self.noise.missing(state.a, variances, weights) * (state.chi2 > _SAME_NOISE)[:, None]
+
+        def damped(vector: Any) -> Any:
+            return shared.damped(vector) * state.ratio[:, None]
+
+        kernel = state.a[:, :self.design.n_kernel]
+        power = (kernel * kernel).sum(axis=1)
+        state.power = power if state.power is None else state.power
+        sound = (state.chi2 > _SAME_NOISE) & (power < _UNSOUND * state.power)
+        lacking = self.noise.missing(state.a, variances, weights, damped, shared.noise_share)
+        return self.xp.where(sound[:, None], lacking, 0.0)
 
     def fit(self, data: Any, good: Any, noise: ImageNoise) -> Fit:
         """Run the passes on one group.
@@ -212,7 +224,8 @@ class Fitter:
         ones = xp.zeros((len(weights), self.design.n_parameters))
         ones[:, :m] = 1.0
         zero = xp.zeros(len(weights))
-        x = self._correction(weights, ones, zero, self.inner, _FOR_ERROR).solution  # A x = 1
+        smoothness = self.preconditioner.smoothness(state.ratio)
+        x = self._correction(weights, ones, zero, self.inner, smoothness, _FOR_ERROR).solution  # A x = 1
         if rows is not None:
             x[rows] = state.covariance[:, :, :m].sum(axis=2)
         return None, x
@@ -268,14 +281,15 @@ class Fitter:
             return settings.rtol**2 * signal
         return self.xp.minimum(_LOOSE**2 * signal + _LOOSE_NOISE * self.design.n_parameters, 1e-4 * signal)
 
-    def _correction(self, weights: Any, r: Any, limit: Any, inner: Design, share: float = 0.0) -> Iterations:
+    def _correction(self, weights: Any, r: Any, limit: Any, inner: Design, smoothness: Any,
+                    share: float = 0.0) -> Iterations:
         """Solve A e = r by conjugate gradients, the weights scaled to 1 at most."""
         xp = self.xp
         size = weights.max(axis=(1, 2, 3))
         size = xp.where(size > 0, size, 1.0)
         planes = inner.padded(weights / size[:, None, None, None])
         found = conjugate_gradients(inner, self.preconditioner, planes, r.astype(xp.float64) / size[:, None],
-                                    limit / size, share, self.settings.max_iterations)
+                                    limit / size, share, self.settings.max_iterations, smoothness / size)
         found.energy, found.left = found.energy * size, found.left * size
         return found
 
@@ -304,6 +318,7 @@ class Fitter:
     def _solve_directly(self, state: _State, weights: Any, data: Any, missing: Any, rows: Any, final: bool) -> None:
         """Replace some rows of a state by the exact solution."""
         matrix, vector = normal_equations(self.design, weights[rows], data[rows])
+        matrix = self.design.rules.add_to(matrix, self.preconditioner.smoothness(state.ratio)[rows])
         exact, covariance, ok = solve_equations(self.design, matrix, vector + missing[rows])
         state.a = state.a.copy()
         state.a[rows] = exact
@@ -317,12 +332,14 @@ class Fitter:
 
     def _iterate(self, state: _State, weights: Any, data: Any, missing: Any, wanted: Any, final: bool) -> Any:
         """Correct the state until its error is small; return which images are there, (B,)."""
-        design, xp = self.design, self.xp
+        design, xp, rules = self.design, self.xp, self.design.rules
+        smoothness = self.preconditioner.smoothness(state.ratio)
         limit = xp.where(wanted, self._limit(weights, data, state.sky, final), xp.inf)
         converged, state.left = ~wanted, xp.zeros(len(data))
         for number in range(_ROUNDS + 1):
             inner = self.inner if number < _ROUNDS else design
             r = (design if final else inner).adjoint(weights * state.residual) + missing
+            r = rules.project(r - rules.penalty(state.a, smoothness))
             if number:  # what the corrections in single precision have left, in double
                 left = self._energy(r, state.ratio)
                 state.left = xp.where(converged, state.left, left)
@@ -333,9 +350,9 @@ class Fitter:
             if inner is not design:  # single precision does not gain more at once
                 reach = xp.maximum(limit, _SINGLE_GAIN**2 * self._energy(r, state.ratio))
             reach = xp.where(converged, xp.inf, reach)
-            found = self._correction(weights, r, reach, inner)
+            found = self._correction(weights, r, reach, inner, smoothness)
             state.left = xp.where(converged, state.left, found.left)
-            state.a = state.a + found.solution
+            state.a = rules.project(state.a + found.solution)
             state.residual = data - design.model(state.a)
             state.iterations = state.iterations + found.iterations
             if not final or inner is design:
@@ -363,6 +380,7 @@ class _State:
     variance: Any  # of the data under the model, (B, T, h, w)
     clipped: Any  # outliers, bool (B, T, h, w)
     chi2: Any  # per pixel, infinite before the first pass
+    power: Any = None  # sum of the kernel's squares after the first pass, without correction
     ratio: Any = None  # `SharedPreconditioner.ratio` of the weights of the last solve
     left: Any = None  # chi^2 of the error that the solver left
     covariance: Any = None  # of the rows solved directly in the last pass

@@ -22,6 +22,8 @@ __all__ = ["Iterations", "SharedPreconditioner", "conjugate_gradients", "rough_i
 
 #: Condition up to which products in single precision make a preconditioner and converge.
 _SINGLE_CONDITION = 1e5
+#: Steps of the power iteration; largest eigenvalue of A^-1 noise that is taken for a fluctuation.
+_POWERS, _ROOM = 20, 1.5
 #: Pixels of the sample for `rough_inverse`.
 _ROUGH_PIXELS = 1 << 15
 #: Ratio of an image's and the shared weights on bright against all pixels, up to which they count as alike.
@@ -39,6 +41,8 @@ class SharedPreconditioner:
         The same reference and support with a constant kernel, and (for a varying kernel) a constant background.
     weights : array (T, h, w)
         A weight map typical of the images, 0 where a pixel is not in the fit.
+    noise : array (n, n) or None
+        What the reference's noise adds to the normal matrix under these weights.
 
     Attributes
     ----------
@@ -48,6 +52,8 @@ class SharedPreconditioner:
         Inverse normal matrix of the constant kernel.
     matrix : array (n, n)
         The approximate inverse normal matrix of the design.
+    noise_share : float
+        Share of `noise` that the reference can hold.
     condition : float
         Lower bound of the condition number of that of the constant kernel (scaled to a unit diagonal); infinite where
         the reference does not determine a kernel.
@@ -58,22 +64,31 @@ class SharedPreconditioner:
     products serves all blocks then: A[p, q] = sum_cells p_p p_q A_cell, at the cost of the constant kernel's sum.
     """
 
-    def __init__(self, design: Design, base: Design, weights: Any) -> None:
+    def __init__(self, design: Design, base: Design, weights: Any, noise: Any) -> None:
         self.design = design
         self.weights = weights
         self._power = power_under_kernel(base.reference, base.tiling, base.support)
         information = weights * self._power
         self._information, self._total = information.sum(), weights.sum()
         share = share_for_preconditioner(math.prod(weights.shape))
-        moments, constant, self.condition = _moments(base, weights, information, design.spatial_degree, share)
+        moments, constant, self.condition = _moments(base, weights, information, design.spatial_degree, share,
+                                                     self.smoothness(design.xp.ones(1)))
         self.constant = constant
-        self.matrix = constant if design is base else self._varying(moments, weights)
-        self._factor = self.matrix.astype(design.xp.float32) if self.suits_single else self.matrix
+        normal = moments[0] if design is base else self._varying(moments, weights)
+        self.matrix = constant if design is base else self._inverse(normal)
+        kind = design.xp.float32 if self.suits_single else design.xp.float64
+        self._factor = self.matrix.astype(kind)
+        self.noise_share = 1.0 if noise is None else self._consistent_share(noise)
+        self._damped = None if noise is None else self._inverse(normal + self.noise_share * noise).astype(kind)
 
     @property
     def suits_single(self) -> bool:
         """Whether the equations are well enough conditioned for products in single precision."""
         return self.condition < _SINGLE_CONDITION
+
+    def smoothness(self, ratio: Any) -> Any:
+        """Lambda of images with these ratios, (B,)."""
+        return self.design.rules.smoothness * self._information / ratio
 
     def ratio(self, weights: Any) -> Any:
         """Scale of an image's covariance over the shared one: the ratio of the traces of the normal matrices, (B,).
@@ -106,12 +121,40 @@ class SharedPreconditioner:
 
     def __call__(self, residual: Any) -> Any:
         """Apply to residuals (B, n)."""
+        return self._product(residual, self._factor)
+
+    def damped(self, vector: Any) -> Any:
+        """Apply the approximate inverse of the normal matrix with the reference's noise added to vectors (B, n)."""
+        return self._product(vector, self._damped)
+
+    def _product(self, vector: Any, factor: Any) -> Any:
         # One product per row: the result of an image does not depend on how many stand beside it.
-        rows = residual.astype(self._factor.dtype)[:, None, :]
-        return (rows @ self._factor)[:, 0].astype(residual.dtype)
+        rows = vector.astype(factor.dtype)[:, None, :]
+        return (rows @ factor)[:, 0].astype(vector.dtype)
+
+    def _consistent_share(self, noise: Any) -> float:
+        """Share of the stated noise that there is room for in the normal matrix A.
+
+        A holds the noise itself and is nowhere less than it, but for fluctuations: the largest eigenvalue of A^-1 noise
+        is near 1. It is larger where errors are overstated, or the reference was smoothed. (Power iteration.)
+        """
+        xp = self.design.xp
+        vector, largest = xp.sqrt(xp.diagonal(self.matrix) * xp.diagonal(noise)), xp.zeros(())
+        for _ in range(_POWERS):
+            norm = xp.sqrt((vector * vector).sum())
+            vector = self.matrix @ (noise @ (vector / xp.where(norm > 0, norm, 1.0)))
+            largest = xp.sqrt((vector * vector).sum())
+        found = float(scalar(largest))
+        return min(1.0, _ROOM / found) if found > 0 else 1.0
+
+    def _inverse(self, normal: Any) -> Any:
+        """Inverse of a normal matrix (n, n) within the design's rules."""
+        rules = self.design.rules
+        matrix = rules.add_to(normal[None].copy(), self.smoothness(self.design.xp.ones(1)))
+        return rules.project_both(invert(self.design, rules.regular(matrix))[0])[0]
 
     def _varying(self, moments: Any, weights: Any) -> Any:
-        """Inverse for a varying kernel from the moments (count_terms(2 degree), m + 1, m + 1)."""
+        """Normal matrix of a varying kernel from the moments (count_terms(2 degree), m + 1, m + 1)."""
         design, xp = self.design, self.design.xp
         P, Q, m, n = design.n_spatial, design.n_background, design.n_kernel, design.n_parameters
         powers = exponents(2 * design.spatial_degree)
@@ -132,7 +175,7 @@ class SharedPreconditioner:
                     matrix[row, column] = block[m, m]
         if Q > P:
             matrix[P * m + P:, P * m + P:] = self._background_gram(weights)[P:, P:]
-        return invert(design, matrix[None])[0][0]
+        return matrix
 
     def _background_gram(self, weights: Any) -> Any:
         design = self.design
@@ -144,12 +187,13 @@ class SharedPreconditioner:
         return gram
 
 
-def _moments(base: Design, weights: Any, information: Any, degree: int, share: float) -> tuple[Any, Any, float]:
+def _moments(base: Design, weights: Any, information: Any, degree: int, share: float,
+             smoothness: Any) -> tuple[Any, Any, float]:
     """Moments of the normal matrix, the inverse of the first, its condition; in single precision where that will do."""
     host = to_host(information)
     for design in (base.single(), base):
         moments = normal_moments(design, weights, host, degree, share)
-        inverse, _, condition = invert(base, moments[:1])
+        inverse, _, condition = invert(base, base.rules.add_to(moments[:1].copy(), smoothness))
         if scalar(condition[0]) < _SINGLE_CONDITION:
             break
     return moments, inverse[0], float(scalar(condition[0]))
@@ -158,7 +202,8 @@ def _moments(base: Design, weights: Any, information: Any, degree: int, share: f
 def rough_inverse(base: Design, weights: Any) -> Any:
     """Inverse normal matrix of the constant kernel (n_0, n_0) from a sample of the pixels, good to some 10 %."""
     information = weights * power_under_kernel(base.reference, base.tiling, base.support)
-    return _moments(base, weights, information, 0, min(1.0, _ROUGH_PIXELS / math.prod(weights.shape)))[1]
+    share = min(1.0, _ROUGH_PIXELS / math.prod(weights.shape))
+    return _moments(base, weights, information, 0, share, base.rules.smoothness * information.sum()[None])[1]
 
 
 @dataclass
@@ -189,8 +234,8 @@ class Iterations:
 
 
 def conjugate_gradients(design: Design, preconditioner: SharedPreconditioner, weights: Any, vector: Any, limit: Any,
-                        share: float, max_iterations: int) -> Iterations:
-    """Solve A a = b, A = U^T W U, for each image from a = 0.
+                        share: float, max_iterations: int, smoothness: Any) -> Iterations:
+    """Solve A a = b, A = U^T W U + lambda H, for each image from a = 0, within what the preconditioner spans.
 
     Parameters
     ----------
@@ -208,6 +253,8 @@ def conjugate_gradients(design: Design, preconditioner: SharedPreconditioner, we
     share : float
         Stop it, too, when the error's energy is no more than this share of the solution's.
     max_iterations : int
+    smoothness : array (B,)
+        lambda.
 
     Notes
     -----
@@ -216,6 +263,7 @@ def conjugate_gradients(design: Design, preconditioner: SharedPreconditioner, we
     that has converged takes no more steps. When half of a group have, the others go on alone.
     """
     xp = design.xp
+    vector = design.rules.project(vector)
     a, r, z = xp.zeros_like(vector), vector, preconditioner(vector)
     p, rz = z, (vector * z).sum(axis=1)
     count, energy = xp.zeros(len(vector), dtype=xp.int32), xp.zeros(len(vector))
@@ -230,9 +278,10 @@ def conjugate_gradients(design: Design, preconditioner: SharedPreconditioner, we
             out.store(rows, a, count, energy, left)
             live = xp.flatnonzero(active)
             rows = live if isinstance(rows, slice) else rows[live]
-            a, r, p, rz, count, energy, drop, left, weights, limit, active = (
-                v[live] for v in (a, r, p, rz, count, energy, drop, left, weights, limit, active))
-        q = design.normal(p, weights).astype(r.dtype)
+            a, r, p, rz, count, energy, drop, left, weights, limit, active, smoothness = (
+                v[live] for v in (a, r, p, rz, count, energy, drop, left, weights, limit, active, smoothness))
+        q = design.normal(p, weights).astype(r.dtype) + design.rules.penalty(p, smoothness)
+        q = design.rules.project(q)
         pq = (p * q).sum(axis=1)
         step = xp.where(active & (pq > 0), rz / xp.where(pq > 0, pq, 1.0), 0.0)
         before, drop = drop, xp.where(active, step * rz, drop)

@@ -211,12 +211,12 @@ def normal_moments(design: Design, weights: Any, information: np.ndarray, degree
 
 
 def solve_equations(design: Design, matrix: Any, vector: Any) -> tuple[Any, Any, Any]:
-    """Solve A a = b for each image by Cholesky, or from the well-determined part where A is singular.
+    """Solve A a = b for each image within the design's rules by Cholesky, or from the well-determined part of A.
 
     Parameters
     ----------
     design : Design
-        Only its backend is used.
+        Its rules and backend are used.
     matrix, vector : arrays (B, n, n), (B, n)
 
     Returns
@@ -230,7 +230,8 @@ def solve_equations(design: Design, matrix: Any, vector: Any) -> tuple[Any, Any,
     The matrix is scaled to a unit diagonal first. Where Cholesky fails, eigenvalues below n eps times the largest are
     left out (the minimum-norm solution in the scaled coefficients). One step of iterative refinement follows.
     """
-    covariance, ok, _ = invert(design, matrix)
+    inverse, ok, _ = invert(design, design.rules.regular(matrix))
+    covariance = design.rules.project_both(inverse)
     solution = _apply(covariance, vector)
     solution = solution + _apply(covariance, vector - _apply(matrix, solution))
     return solution, covariance, ok

@@ -79,6 +79,13 @@ class ReferencePlan:
         Degree of the background polynomial, 0 and up; "auto": 1, or the kernel's where that is higher. With a lower
         one than the kernel's the sky of the reference, times a photometric scale that varies, is part of the model:
         what the sky is then decides on the scale, and the equations are hundreds of times worse conditioned.
+    scale_degree : int, optional
+        Degree of the photometric scale's variation over the frame, `spatial_degree` or less: 0 where flat fields can be
+        trusted and only the PSF varies. Default: `spatial_degree`.
+    smoothness : float
+        Regularisation: lambda of (U^T W U + lambda H) a = U^T W d, H the squared second differences of the kernel, in
+        units of tr(U^T W U) / tr(H). A smooth kernel amplifies less noise where the reference holds little information,
+        but does not follow sharp ones. The photometric scale is not drawn to any value: constant kernels cost nothing.
     support : {"square", "circle"} or bool array (K, K)
         Free pixels of the kernel: all, those within K/2 of its centre, or those of an array (see `choose_support`).
     gain, read_noise : float, optional
@@ -156,6 +163,7 @@ class ReferencePlan:
 
     def __init__(self, reference: Any, kernel_size: int, *, error: Any = None, mask: Any = None,
                  fit_mask: Any = None, spatial_degree: int = 0, background_degree: int | str = "auto",
+                 scale_degree: int | None = None, smoothness: float = 0.0,
                  support: str | np.ndarray = "square", pixels: str = "auto", gain: float | None = None,
                  read_noise: float = 0.0, passes: int = 4, clip: float = 5.0, solver: str = "auto",
                  covariance: str = "shared", precision: str = "auto", correct_bias: bool = True, rtol: float = 2e-8,
@@ -170,6 +178,12 @@ class ReferencePlan:
         if isinstance(background_degree, str) and background_degree == "auto":
             background_degree = max(1, spatial_degree)
         sky_degree = number("background_degree", background_degree, 0, "an integer of 0 or more", integer=True)
+        if scale_degree is None:
+            scale_degree = spatial_degree
+        scale_degree = number("scale_degree", scale_degree, 0, "an integer of 0 or more, or None", integer=True)
+        if scale_degree > spatial_degree:
+            raise InputError(f"scale_degree must be spatial_degree {spatial_degree} at most, got {scale_degree}")
+        self._smoothness = number("smoothness", smoothness, 0, "0 or more")
         self.settings = check_settings(passes, clip, solver, covariance, correct_bias, rtol, max_iterations, gain,
                                        read_noise)
         if precision not in ("auto", "double", "mixed"):
@@ -190,10 +204,11 @@ class ReferencePlan:
         self._fit_mask = planes_of(reference, None, fit_mask)[2]
         self._unit = _unit_of(reference)
         self.reference = prepare_reference(reference, error, mask, self._unit)
-        self._build(spatial_degree, sky_degree)
+        self._build(spatial_degree, sky_degree, scale_degree)
 
-    def _build(self, spatial_degree: int, background_degree: int) -> None:
-        prepared, degrees = self.reference, (spatial_degree, background_degree)
+    def _build(self, spatial_degree: int, background_degree: int, scale_degree: int) -> None:
+        prepared = self.reference
+        model = (spatial_degree, background_degree, scale_degree, self._smoothness)
         side = _INFORMATIVE_SIDE if self.pixels == "informative" else self.backend.tile_side
         tiling = choose_tiling(self.shape, self.kernel_size, side)
         # Without its sky the reference is no multiple of the constant background: the equations stay well conditioned.
@@ -204,14 +219,14 @@ class ReferencePlan:
             sky = self.backend.xp.where(sky == sky, sky, 0.0)
         self._data = prepared.data if sky is None else prepared.data - sky
         self._selection = PixelSelection(prepared, self._fit_mask, tiling, self.support)
-        self.design = Design(self._data, tiling, self.support, *degrees)
+        self.design = Design(self._data, tiling, self.support, *model)
         pixels, self.information = self._selection.usable, 1.0
         self._solver = None
         if self.pixels == "informative" and self.settings.passes > 1:  # one pass is done on all pixels
             pixels = self._selection.informative()
             numbers, self.information = self._selection.best_tiles(self._data, pixels)
             part = tiling.only(numbers)
-            design = Design(self._data, part, self.support, *degrees)
+            design = Design(self._data, part, self.support, *model)
             self._solver = self._fitter(design, self._shared(design, part.chosen(pixels)), part.chosen(pixels))
             self.fitter = self._fitter(self.design, self._solver.preconditioner.on(self._base(self.design)), None)
         else:
@@ -235,12 +250,17 @@ class ReferencePlan:
 
     def _base(self, design: Design) -> Design:
         """Return the design with a constant kernel; where it varies with a constant background, too."""
-        return Design(self._data, design.tiling, self.support, 0, 0) if design.spatial_degree else design
+        if not design.spatial_degree:
+            return design
+        return Design(self._data, design.tiling, self.support, 0, 0, smoothness=self._smoothness)
 
     def _shared(self, design: Design, pixels: Any) -> SharedPreconditioner:
         weights = design.tiling.split(self.reference.weights)
         weights = self.backend.xp.where(pixels, weights, 0.0)
-        return SharedPreconditioner(design, self._base(design), weights)
+        noise = None
+        if self.reference.variance is not None and self.settings.correct_bias:
+            noise = ReferenceNoise(self.reference.variance, design).matrix(weights)
+        return SharedPreconditioner(design, self._base(design), weights, noise)
 
     def _fitter(self, design: Design, preconditioner: SharedPreconditioner, pixels: Any) -> Fitter:
         xp, reference = self.backend.xp, self.reference

@@ -151,11 +151,14 @@ def _plan_of(reference: RunReference, config: RunConfig, support: Any) -> Refere
 def _make_plan(cutout: Frame, size: int, target: tuple[float, float] | None, fwhm: float, config: RunConfig,
                support: Any, backend: Backend) -> ReferencePlan:
     shape = (cutout.data.shape[0], cutout.data.shape[1])
+    degree = int(config.spatial_degree)
     return ReferencePlan(
         to_device(cutout.data, backend), size, error=to_device(np.sqrt(cutout.variance), backend),
         mask=to_device(cutout.mask != 0, backend),
         fit_mask=None if target is None else to_device(_disc(target, shape, _TARGET * fwhm), backend),
-        spatial_degree=int(config.spatial_degree), background_degree=config.background_degree, support=support,
+        spatial_degree=degree, background_degree=config.background_degree, support=support,
+        scale_degree=degree if config.scale_degree == "auto" else min(int(config.scale_degree), degree),
+        smoothness=config.smoothness,
         passes=config.passes, clip=config.clip, solver=config.solver, correct_bias=config.correct_bias,
         covariance="exact" if config.solver == "direct" else "shared")
 
