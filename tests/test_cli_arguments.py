@@ -227,7 +227,8 @@ def test_warnings_are_one_line_and_nothing_is_left_behind(library, capsys, monke
 
 
 def test_subtract_hands_over_its_arguments(library, capsys):
-    argv = "subtract r.fits i.fits --output d.fits --kernel-size 17 --no-align --no-correct-bias --mask m.fits --gain 2 --saturation 6e4"
+    argv = ("subtract r.fits i.fits --output d.fits --kernel-size 17 --no-align --no-correct-bias --mask m.fits "
+            "--gain 2 --saturation 6e4")
     assert cli.main(argv.split()) == 0
     assert library.calls == [((Path("r.fits"), Path("i.fits"), Path("d.fits")), {
         "kernel_size": 17, "spatial_degree": "auto", "background_degree": "auto", "align": False, "correct_bias": False,

@@ -130,6 +130,30 @@ def test_errors_that_the_reference_cannot_have_do_no_harm(scene, degree, oversta
     np.testing.assert_array_less(np.abs(corrected.scale - plain.scale), 0.2 * plain.scale_error)
 
 
+@pytest.mark.parametrize("frames", [2, 5])
+def test_an_image_that_went_into_the_reference_is_left_alone(scene, frames):
+    """It shares noise with the mean: the correction, which knows nothing of that, would triple its kernel's peak."""
+    reference, _, variance = scene
+    error = np.sqrt(variance)
+    images = reference + np.random.default_rng(25).normal(size=(frames, *SHAPE)) * error
+    settings = {"kernel_size": K, "error": error / np.sqrt(frames)}
+    plain, corrected = (subtract(images.mean(axis=0), images[0], error, correct_bias=value, **settings)
+                        for value in (False, True))
+    np.testing.assert_allclose(corrected.kernel, plain.kernel, atol=1e-6)
+    assert corrected.scale[0] == pytest.approx(1, abs=4 * corrected.scale_error[0])
+
+
+def test_a_useless_column_of_the_reference_drowns_nothing(scene):
+    reference, _, variance = scene
+    error = np.sqrt(variance)
+    bad = error.copy()
+    bad[:, 60] = 1e6
+    stack = subtract(reference, draws(scene, 2), np.broadcast_to(error, (2, *SHAPE)), error=bad / 5, kernel_size=K)
+    np.testing.assert_array_less(np.abs(stack.scale - 0.8), 4 * stack.scale_error)
+    assert stack.chi2 == pytest.approx(1, abs=0.06)
+    assert (stack.flags[:, 50, 60] & 32 > 0).all()
+
+
 def test_an_image_that_is_the_reference_gives_the_kernel_of_one_pixel(scene):
     """Its noise is the reference's own: nothing is to be put right."""
     reference, _, variance = scene

@@ -27,8 +27,8 @@ __all__ = ["Fit", "Fitter"]
 
 #: Passes before the last only make weights: an error of the model of 1e-5 of the signal-to-noise ratio is enough.
 _LOOSE = 1e-5
-#: ... or of a few hundredths of the error that noise brings.
-_LOOSE_NOISE = 0.03
+#: ... or of a few hundredths of the error that noise brings; a last pass that is not to be exact, of a thousandth.
+_LOOSE_NOISE, _LAST_NOISE = 0.03, 1e-3
 #: Accuracy of the scale's variance.
 _FOR_ERROR = 1e-2
 #: Gain in accuracy that one correction in single precision is asked for, and the one that it is certain to have.
@@ -38,8 +38,8 @@ _ROUNDS = 5
 _SAME_CHI2 = 1e-3
 #: Sum of the kernel's squares over that without correction, above which the correction has gone astray (2.9 was seen).
 _UNSOUND = 4.0
-#: chi^2 per pixel below which an image has the reference's own noise in it.
-_SAME_NOISE = 1e-3
+#: chi^2 per pixel below which an image may hold noise of the reference: of a mean of N frames, 1 - 2 / (N + 1).
+_OWN_NOISE = 0.9
 #: Sigma from which on the pull of a pixel no longer grows, before the last pass.
 _HUBER = 3.0
 #: Share of a star's light that the model may miss without being called an outlier, one sigma.
@@ -53,7 +53,7 @@ class Fit:
     """Result of a group: tiles (B, T, h, w) and numbers (B, ...)."""
 
     coefficients: Any
-    covariance: Any  # (B, n, n), or the shared (1, n, n)
+    covariance: Any  # (B, n, n), or None where it is shared
     variances: Any  # its diagonals, set when the covariance is final
     scale_variance: Any  # sum of the covariance over the central kernel
     scale_image_variance: Any  # variance of the scale from the image's noise
@@ -110,8 +110,9 @@ class Fitter:
     def _missing(self, state: _State, weights: Any) -> Any:
         """What the right side of the equations lacks, (B, n); see `ReferenceNoise.missing`.
 
-        Nothing in the first pass; for an image that is the reference itself: it has the same noise; and where the
-        correction has made the kernel four times rougher than it was without: then the noise is not what is stated.
+        Nothing in the first pass; for an image with less noise than stated, as one that went into the reference has it:
+        they share their noise; and where the correction has made the kernel four times rougher than it was without:
+        then the reference's noise is not what is stated.
         """
         if self.noise is None or not self.settings.correct_bias or not scalar((state.chi2 < math.inf).any()):
             return self.xp.zeros_like(state.a)
@@ -123,8 +124,9 @@ class Fitter:
 
         kernel = state.a[:, :self.design.n_kernel]
         power = (kernel * kernel).sum(axis=1)
-        state.power = power if state.power is None else state.power
-        sound = (state.chi2 > _SAME_NOISE) & (power < _UNSOUND * state.power)
+        if state.power is None:
+            state.power = self.xp.where(state.chi2 > _OWN_NOISE, power, 0.0)
+        sound = power < _UNSOUND * state.power
         lacking = self.noise.missing(state.a, variances, weights, damped, shared.noise_share)
         return self.xp.where(sound[:, None], lacking, 0.0)
 
@@ -140,7 +142,7 @@ class Fitter:
         noise : ImageNoise
         """
         state = self.approach(data, good, noise)
-        return self._finish(state, data, good, self._chosen(good), noise, final=True)
+        return self._finish(state, data, good, self._chosen(good), noise, None)
 
     def _chosen(self, good: Any) -> Any:
         return good if self.informative is None else good & self.informative
@@ -155,7 +157,7 @@ class Fitter:
         for _ in range(self.settings.passes - 1):
             weights = xp.where(chosen, trust / state.variance, 0.0)
             state.variance = trust = None  # planes of a pass make room for those of the next
-            self._solve(state, weights, data, False, settled)
+            self._solve(state, weights, data, False, settled, _LOOSE_NOISE)
             state.variance = noise.of_model(data - state.residual) + self._reference_variance(state.a)
             found, trust = self._outliers(state, data, good, chosen)
             chi2 = self._mean(state.residual.astype(state.variance.dtype) ** 2 / state.variance, chosen & ~found)
@@ -168,19 +170,21 @@ class Fitter:
     def complete(self, part: _State, data: Any, good: Any, noise: ImageNoise) -> Fit:
         """Run the last pass on all tiles after `approach` on some.
 
-        What those have found is off by its own noise: this solve stops at a few hundredths of that.
+        What those have found is off by its own noise: this solve stops at a thousandth of that.
         """
-        state = replace(part, residual=data - self.design.model(part.a))
+        state = replace(part, residual=data - self.design.model(part.a), status=self.xp.zeros_like(part.status))
         state.variance = noise.of_model(data - state.residual) + self._reference_variance(state.a)
         state.clipped, _ = self._outliers(state, data, good, good)
-        return self._finish(state, data, good, good, noise, final=self.settings.exact_covariance)
+        slack = None if self.settings.exact_covariance else _LAST_NOISE
+        return self._finish(state, data, good, good, noise, slack)
 
-    def _finish(self, state: _State, data: Any, good: Any, chosen: Any, noise: ImageNoise, final: bool) -> Fit:
+    def _finish(self, state: _State, data: Any, good: Any, chosen: Any, noise: ImageNoise,
+                slack: float | None) -> Fit:
         """Solve under the last weights."""
         used = chosen & ~state.clipped
         weights = self.xp.where(used, 1.0 / state.variance, 0.0)
         state.variance = None
-        self._solve(state, weights, data, final, self.xp.zeros(len(data), dtype=bool))
+        self._solve(state, weights, data, True, self.xp.zeros(len(data), dtype=bool), slack)
         image_variance = noise.of_model(data - state.residual)
         state.variance = image_variance + self._reference_variance(state.a)
         return self._result(state, data, good, used, weights, image_variance)
@@ -267,34 +271,34 @@ class Fitter:
         xp = self.xp
         return xp.where(n_pixels <= self.design.n_parameters, FRAME_FLAGS.no_pixels, 0).astype(xp.int32)
 
-    def _limit(self, weights: Any, data: Any, sky: Any, final: bool) -> Any:
+    def _limit(self, weights: Any, data: Any, sky: Any, slack: float | None) -> Any:
         """chi^2 of the model's error at which a solution is good enough, (B,).
 
-        In the last pass rtol^2 times the signal's, sum w (d - sky)^2. Noise itself gives the model an error of n, the
-        number of coefficients: for a pass that only makes weights a few hundredths of that will do.
+        Without slack rtol^2 times the signal's, sum w (d - sky)^2. Noise itself gives the model an error of n, the
+        number of coefficients: else it is a share of that.
         """
         axes, settings = (1, 2, 3), self.settings
         light = (data - sky[:, None, None, None]).astype(weights.dtype)
         data = data.astype(weights.dtype)
         signal = (weights * light * light).sum(axis=axes) + 1e-8 * (weights * data * data).sum(axis=axes)
-        if final:
+        if slack is None:
             return settings.rtol**2 * signal
-        return self.xp.minimum(_LOOSE**2 * signal + _LOOSE_NOISE * self.design.n_parameters, 1e-4 * signal)
+        return self.xp.minimum(_LOOSE**2 * signal + slack * self.design.n_parameters, 1e-4 * signal)
 
     def _correction(self, weights: Any, r: Any, limit: Any, inner: Design, smoothness: Any,
-                    share: float = 0.0) -> Iterations:
+                    share: float = 0.0, most: int | None = None) -> Iterations:
         """Solve A e = r by conjugate gradients, the weights scaled to 1 at most."""
         xp = self.xp
         size = weights.max(axis=(1, 2, 3))
         size = xp.where(size > 0, size, 1.0)
         planes = inner.padded(weights / size[:, None, None, None])
         found = conjugate_gradients(inner, self.preconditioner, planes, r.astype(xp.float64) / size[:, None],
-                                    limit / size, share, self.settings.max_iterations, smoothness / size)
+                                    limit / size, share, most or self.settings.max_iterations, smoothness / size)
         found.energy, found.left = found.energy * size, found.left * size
         return found
 
-    def _solve(self, state: _State, weights: Any, data: Any, final: bool, settled: Any) -> None:
-        """Bring a state to the solution of A a = U^T W d and what is `_missing` there.
+    def _solve(self, state: _State, weights: Any, data: Any, last: bool, settled: Any, slack: float | None) -> None:
+        """Bring a state to the solution of A a = U^T W d and what is `_missing` there, up to a `_limit` with slack.
 
         Images that have settled wait for the others without a change, so that none depends on its neighbours.
         """
@@ -302,20 +306,20 @@ class Fitter:
         state.ratio = self.preconditioner.ratio(weights)
         suited, missing = self.preconditioner.suits(weights, state.ratio), self._missing(state, weights)
         converged = xp.zeros(len(data), dtype=bool)
-        if math.isfinite(self.preconditioner.condition) and not (final and settings.solver == "direct"):
-            wanted = suited if final else suited & ~settled
-            converged = self._iterate(state, weights, data, missing, wanted, final)
+        if math.isfinite(self.preconditioner.condition) and not (last and settings.exact_covariance):
+            wanted = suited if last else suited & ~settled
+            converged = self._iterate(state, weights, data, missing, wanted, slack)
             failed = suited & ~converged
             state.status = state.status | xp.where(failed, FRAME_FLAGS.no_convergence, 0).astype(xp.int32)
         exactly = ~(converged & suited)
-        if not final:
+        if not last:
             exactly = exactly & ~settled
-        if final and settings.covariance == "exact":
+        elif settings.exact_covariance:
             exactly = xp.ones_like(exactly)
         if scalar(exactly.any()):
-            self._solve_directly(state, weights, data, missing, xp.flatnonzero(exactly), final)
+            self._solve_directly(state, weights, data, missing, xp.flatnonzero(exactly), last)
 
-    def _solve_directly(self, state: _State, weights: Any, data: Any, missing: Any, rows: Any, final: bool) -> None:
+    def _solve_directly(self, state: _State, weights: Any, data: Any, missing: Any, rows: Any, last: bool) -> None:
         """Replace some rows of a state by the exact solution."""
         matrix, vector = normal_equations(self.design, weights[rows], data[rows])
         matrix = self.design.rules.add_to(matrix, self.preconditioner.smoothness(state.ratio)[rows])
@@ -327,18 +331,18 @@ class Fitter:
         state.left = self.xp.zeros(len(data)) if state.left is None else state.left.copy()
         state.left[rows] = 0.0
         state.status[rows] |= self.xp.where(ok, 0, FRAME_FLAGS.singular).astype(self.xp.int32)
-        if final:
+        if last:
             state.covariance, state.exact_rows = covariance, rows
 
-    def _iterate(self, state: _State, weights: Any, data: Any, missing: Any, wanted: Any, final: bool) -> Any:
+    def _iterate(self, state: _State, weights: Any, data: Any, missing: Any, wanted: Any, slack: float | None) -> Any:
         """Correct the state until its error is small; return which images are there, (B,)."""
         design, xp, rules = self.design, self.xp, self.design.rules
         smoothness = self.preconditioner.smoothness(state.ratio)
-        limit = xp.where(wanted, self._limit(weights, data, state.sky, final), xp.inf)
-        converged, state.left = ~wanted, xp.zeros(len(data))
+        limit = xp.where(wanted, self._limit(weights, data, state.sky, slack), xp.inf)
+        converged, state.left, tight, spent = ~wanted, xp.zeros(len(data)), slack is None, 0
         for number in range(_ROUNDS + 1):
             inner = self.inner if number < _ROUNDS else design
-            r = (design if final else inner).adjoint(weights * state.residual) + missing
+            r = (design if tight else inner).adjoint(weights * state.residual) + missing
             r = rules.project(r - rules.penalty(state.a, smoothness))
             if number:  # what the corrections in single precision have left, in double
                 left = self._energy(r, state.ratio)
@@ -350,13 +354,14 @@ class Fitter:
             if inner is not design:  # single precision does not gain more at once
                 reach = xp.maximum(limit, _SINGLE_GAIN**2 * self._energy(r, state.ratio))
             reach = xp.where(converged, xp.inf, reach)
-            found = self._correction(weights, r, reach, inner, smoothness)
+            found = self._correction(weights, r, reach, inner, smoothness, most=self.settings.max_iterations - spent)
+            spent += int(scalar(found.iterations.max()))
             state.left = xp.where(converged, state.left, found.left)
             state.a = rules.project(state.a + found.solution)
             state.residual = data - design.model(state.a)
             state.iterations = state.iterations + found.iterations
-            if not final or inner is design:
-                return converged | found.converged
+            if not tight or inner is design or spent >= self.settings.max_iterations:
+                return converged | found.converged & (found.left <= limit)
             # ... nor does it gain less than three digits: then nothing need be measured
             converged = converged | (found.converged & (found.energy * _SINGLE_CERTAIN**2 <= limit))
             if scalar(converged.all()):
@@ -380,7 +385,7 @@ class _State:
     variance: Any  # of the data under the model, (B, T, h, w)
     clipped: Any  # outliers, bool (B, T, h, w)
     chi2: Any  # per pixel, infinite before the first pass
-    power: Any = None  # sum of the kernel's squares after the first pass, without correction
+    power: Any = None  # sum of the kernel's squares after the first pass; 0 where there is to be no correction
     ratio: Any = None  # `SharedPreconditioner.ratio` of the weights of the last solve
     left: Any = None  # chi^2 of the error that the solver left
     covariance: Any = None  # of the rows solved directly in the last pass

@@ -75,8 +75,8 @@ class GivenUnits:
     def _shared_terms(self, fit: Fit) -> tuple[Any, Any, Any]:
         """Estimate of each image's covariance, s C + t v v^T: s (B,), t (B,), v (n,).
 
-        The shared one by the ratio of the traces s, made exact for the scale: v = C 1 / (1^T C 1) and t = sigma_P^2 -
-        s 1^T C 1, a change of rank one that leaves it positive semi-definite.
+        The shared one by the ratio of the traces s, made exact for the sum S over the central kernel:
+        v = C 1 / (1^T C 1) and t = S - s 1^T C 1, a change of rank one that leaves it positive semi-definite.
         """
         xp, C, m = self.design.xp, self._shared_given, self.design.n_kernel
         ratio = fit.covariance_ratio

@@ -69,7 +69,8 @@ class SharedPreconditioner:
         self.weights = weights
         self._power = power_under_kernel(base.reference, base.tiling, base.support)
         information = weights * self._power
-        self._information, self._total = information.sum(), weights.sum()
+        self._information, total = information.sum(), weights.sum()
+        self._mean = self._information / design.xp.where(total > 0, total, design.xp.nan)
         share = share_for_preconditioner(math.prod(weights.shape))
         moments, constant, self.condition = _moments(base, weights, information, design.spatial_degree, share,
                                                      self.smoothness(design.xp.ones(1)))
@@ -79,7 +80,7 @@ class SharedPreconditioner:
         kind = design.xp.float32 if self.suits_single else design.xp.float64
         self._factor = self.matrix.astype(kind)
         self.noise_share = 1.0 if noise is None else self._consistent_share(noise)
-        self._damped = None if noise is None else self._inverse(normal + self.noise_share * noise).astype(kind)
+        self._damped = None if noise is None else self._inverse(normal + self.noise_share * noise)
 
     @property
     def suits_single(self) -> bool:
@@ -109,14 +110,15 @@ class SharedPreconditioner:
         """
         xp = self.design.xp
         total = weights.sum(axis=(1, 2, 3))
-        by_weight = self._total / xp.where(total > 0, total, xp.nan)
-        contrast = ratio / xp.where(by_weight > 0, by_weight, xp.nan)
+        mean = self._information / ratio / xp.where(total > 0, total, xp.nan)
+        contrast = mean / xp.where(self._mean > 0, self._mean, xp.nan)
         return (contrast < _CONTRAST) & (contrast > 1 / _CONTRAST)
 
-    def on(self, base: Design) -> SharedPreconditioner:
-        """Return the same for weights on other tiles: those of `base`, else as given."""
+    def on(self, base: Design, weights: Any) -> SharedPreconditioner:
+        """Return the same inverse for weights on other tiles of the reference: `base` and `weights` on these."""
         other = copy.copy(self)
         other._power = power_under_kernel(base.reference, base.tiling, base.support)
+        other._mean = (weights * other._power).sum() / weights.sum()
         return other
 
     def __call__(self, residual: Any) -> Any:

@@ -94,8 +94,8 @@ class ReferencePlan:
         Which pixels enter the fit. "all": all good ones. "informative": the passes that make the weights are done on
         tiles of about 200 px that together carry half of the information on the kernel (the attribute `information` has
         the share), on the pixels in them that significant light of the reference can reach through the kernel; the last
-        pass is done on all pixels, to a few hundredths of the noise. On large frames that takes two thirds of the time;
-        the scale is that of all pixels to a fifth of its error. "auto": all, but where the reference's noise would bias
+        pass is done on all pixels, to a thousandth of the noise. On large frames that takes two thirds of the time.
+        "auto": all, but where the reference's noise would bias
         the photometric scale by more than 0.3 % that way (see `scale_bias`) those that its light can reach, provided
         that there are two for each unknown: empty sky only adds noise to the equations. All pixels are subtracted in
         any case.
@@ -112,20 +112,23 @@ class ReferencePlan:
         not converge is flagged and done directly.
     covariance : {"shared", "exact"}
         "exact" inverts each image's own normal matrix (always so with the direct solver); "shared" takes the shared
-        matrix of the reference scaled by the weights, with the image's exact scale error put in: many times faster;
-        the errors of single kernel pixels are then estimates.
+        matrix of the reference scaled by the weights, with the image's exact sum over the central kernel put in: many
+        times faster; the errors of single kernel pixels are then estimates.
     precision : {"auto", "double", "mixed"}
         "mixed" does the products inside the conjugate gradients in float32 and corrects from outside in float64 until
-        the float64 residual is as small as in "double". "auto" is mixed where the reference's normal matrix is well
-        enough conditioned (1e5). The attribute `precision` says which it is.
+        the float64 residual is as small as in "double". Kernels are the same to 1e-6 of their peak; with
+        `correct_bias`, which builds on an earlier pass, to a few thousandths of their error (scales to 1e-7). "auto" is
+        mixed where the reference's normal matrix is well enough conditioned (1e5). The attribute `precision` says which
+        it is.
     correct_bias : bool
         Put right, from the second pass on, that the reference's noise makes the kernel too smooth and the scale too
-        small (`gpudia.model.reference_noise`). Fluxes need it: with single frames as reference it took up to 10 % off
+        small (`gpudia.model.reference_noise`); not for images that share noise with the reference (chi^2 per pixel
+        below 0.9 after the first pass). Fluxes need it: with single frames as reference it took up to 10 % off
         the scale. False minimises the scatter of the difference's pixels, which a kernel that is too smooth lowers by
         some per cent; that of fluxes it does not lower. Needs `error`, and two passes at least.
     rtol : float
-        Accuracy of the iterative solution in units of the signal-to-noise ratio of all the data. With 2e-8 kernels were
-        within 1e-7 of their peak of those solved directly, with 1e-7 within 7e-7.
+        Accuracy of the iterative solution in units of the signal-to-noise ratio of all the data. With 5e-9 kernels were
+        within 1e-7 of their peak of those solved directly, with 2e-8 within 2e-6 in an ill-conditioned case.
     max_iterations : int
         For one pass.
 
@@ -166,7 +169,7 @@ class ReferencePlan:
                  scale_degree: int | None = None, smoothness: float = 0.0,
                  support: str | np.ndarray = "square", pixels: str = "auto", gain: float | None = None,
                  read_noise: float = 0.0, passes: int = 4, clip: float = 5.0, solver: str = "auto",
-                 covariance: str = "shared", precision: str = "auto", correct_bias: bool = True, rtol: float = 2e-8,
+                 covariance: str = "shared", precision: str = "auto", correct_bias: bool = True, rtol: float = 5e-9,
                  max_iterations: int = 200) -> None:
         reference, error, mask = planes_of(reference, error, mask, "reference")
         if reference.ndim != 2:
@@ -222,13 +225,16 @@ class ReferencePlan:
         self.design = Design(self._data, tiling, self.support, *model)
         pixels, self.information = self._selection.usable, 1.0
         self._solver = None
-        if self.pixels == "informative" and self.settings.passes > 1:  # one pass is done on all pixels
-            pixels = self._selection.informative()
+        informative = self._selection.informative() if self.pixels == "informative" else None
+        if informative is not None and self.settings.passes > 1 and self._enough(informative):
+            pixels = informative
             numbers, self.information = self._selection.best_tiles(self._data, pixels)
             part = tiling.only(numbers)
             design = Design(self._data, part, self.support, *model)
             self._solver = self._fitter(design, self._shared(design, part.chosen(pixels)), part.chosen(pixels))
-            self.fitter = self._fitter(self.design, self._solver.preconditioner.on(self._base(self.design)), None)
+            everywhere = self._selection.weights(self._selection.usable)
+            shared = self._solver.preconditioner.on(self._base(self.design), everywhere)
+            self.fitter = self._fitter(self.design, shared, None)
         else:
             self.fitter = self._fitter(self.design, *self._unbiased(pixels))
         solver = self._solver or self.fitter
@@ -244,9 +250,12 @@ class ReferencePlan:
             rough = rough_inverse(self._base(self.design), weights)
             if abs(scalar(self._scale_bias(weights, self.design, rough))) > _BIAS:
                 informative = self._selection.informative()
-                if scalar(informative.sum()) >= 2 * self.design.n_parameters:
+                if self._enough(informative):
                     pixels = informative
         return self._shared(self.design, pixels), pixels
+
+    def _enough(self, pixels: Any) -> bool:
+        return bool(scalar(pixels.sum()) >= 2 * self.design.n_parameters)
 
     def _base(self, design: Design) -> Design:
         """Return the design with a constant kernel; where it varies with a constant background, too."""

@@ -13,6 +13,8 @@ from gpudia.model.planes import SAMPLE, median_of
 
 __all__ = ["PreparedReference", "informative_pixels", "prepare_reference"]
 
+#: Error of a reference pixel over the usual one, above which it counts as masked.
+_USELESS = 1e3
 #: Significance of the reference's light from which on a pixel's surroundings tell something of the kernel.
 _SIGNIFICANT = 10.0
 
@@ -82,8 +84,9 @@ def prepare_reference(data: Any, error: Any, mask: Any, unit: float) -> Prepared
         good &= mask == 0
     variance = None
     if error is not None:
-        usable = xp.isfinite(error) & (error > 0)
-        good &= usable
+        # an error a thousand times the usual says "do not use"; in single precision it would drown all others
+        usual = median_of(error.astype(xp.float64)[None], (good & (error > 0))[None], SAMPLE)[0]
+        good &= xp.isfinite(error) & (error > 0) & ~(error > _USELESS * usual)
         variance = xp.maximum(fill_holes((unit * xp.where(good, error, 0.0).astype(xp.float64)) ** 2, good), 0.0)
     data = xp.where(good, data, 0.0)
     filled = fill_holes(data, good)

@@ -34,7 +34,8 @@ class DifferenceStack:
     coefficients : (B, P_k, K, K)
         Kernel of each spatial polynomial term (1; x, y; x^2, xy, y^2; ... of coordinates scaled to -1 .. 1).
     kernel_error : (B, K, K)
-        One sigma of `kernel`, from the diagonal of the covariance.
+        One sigma of `kernel`, from the diagonal of the covariance. That counts the reference's noise as independent
+        from one model pixel to the next, as do `background_error` and `covariance`; `scale_error` does not.
     background, background_error : (B, P_b)
         Coefficients of the background polynomial, in the same order of terms, and one sigma.
     scale, scale_error : (B,)
@@ -63,7 +64,7 @@ class DifferenceStack:
     support : (K, K) bool, host
         Pixels of the kernel that were free.
     covariance_kind : {"exact", "shared"}
-        "shared" is the shared reference's matrix, scaled to each image's exact scale error: an estimate.
+        "shared" is the shared reference's matrix, scaled to each image's exact sum over the kernel: an estimate.
     """
 
     difference: Any
