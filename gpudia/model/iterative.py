@@ -25,7 +25,7 @@ _SINGLE_CONDITION = 1e5
 #: Steps of the power iteration; largest eigenvalue of A^-1 noise that is taken for a fluctuation.
 _POWERS, _ROOM = 20, 1.5
 #: Pixels of the sample for `rough_inverse`.
-_ROUGH_PIXELS = 1 << 15
+_ROUGH_PIXELS = 1 << 14
 #: Ratio of an image's and the shared weights on bright against all pixels, up to which they count as alike.
 _CONTRAST = 100.0
 
@@ -41,8 +41,8 @@ class SharedPreconditioner:
         The same reference and support with a constant kernel, and (for a varying kernel) a constant background.
     weights : array (T, h, w)
         A weight map typical of the images, 0 where a pixel is not in the fit.
-    noise : array (n, n) or None
-        What the reference's noise adds to the normal matrix under these weights.
+    noise : ReferenceNoise or None
+        That of the reference, where its bias is to be put right.
 
     Attributes
     ----------
@@ -79,8 +79,11 @@ class SharedPreconditioner:
         self.matrix = constant if design is base else self._inverse(normal)
         kind = design.xp.float32 if self.suits_single else design.xp.float64
         self._factor = self.matrix.astype(kind)
-        self.noise_share = 1.0 if noise is None else self._consistent_share(noise)
-        self._damped = None if noise is None else self._inverse(normal + self.noise_share * noise)
+        self.noise_share, self._damped = 1.0, None
+        if noise is not None:
+            sums = noise.sums(weights[None])
+            self.noise_share = self._consistent_share(noise, sums)
+            self._damped = self._inverse(noise.added(self.noise_share * sums, normal))
 
     @property
     def suits_single(self) -> bool:
@@ -134,17 +137,17 @@ class SharedPreconditioner:
         rows = vector.astype(factor.dtype)[:, None, :]
         return (rows @ factor)[:, 0].astype(vector.dtype)
 
-    def _consistent_share(self, noise: Any) -> float:
+    def _consistent_share(self, noise: Any, sums: Any) -> float:
         """Share of the stated noise that there is room for in the normal matrix A.
 
         A holds the noise itself and is nowhere less than it, but for fluctuations: the largest eigenvalue of A^-1 noise
         is near 1. It is larger where errors are overstated, or the reference was smoothed. (Power iteration.)
         """
         xp = self.design.xp
-        vector, largest = xp.sqrt(xp.diagonal(self.matrix) * xp.diagonal(noise)), xp.zeros(())
+        vector, largest = xp.sqrt(xp.maximum(xp.diagonal(self.matrix), 0.0))[None], xp.zeros(())
         for _ in range(_POWERS):
             norm = xp.sqrt((vector * vector).sum())
-            vector = self.matrix @ (noise @ (vector / xp.where(norm > 0, norm, 1.0)))
+            vector = self(noise.applied(sums, vector / xp.where(norm > 0, norm, 1.0)))
             largest = xp.sqrt((vector * vector).sum())
         found = float(scalar(largest))
         return min(1.0, _ROOM / found) if found > 0 else 1.0
@@ -204,7 +207,7 @@ def _moments(base: Design, weights: Any, information: Any, degree: int, share: f
 def rough_inverse(base: Design, weights: Any) -> Any:
     """Inverse normal matrix of the constant kernel (n_0, n_0) from a sample of the pixels, good to some 10 %."""
     information = weights * power_under_kernel(base.reference, base.tiling, base.support)
-    share = min(1.0, _ROUGH_PIXELS / math.prod(weights.shape))
+    share = min(1.0, max(_ROUGH_PIXELS, 10 * base.n_parameters) / math.prod(weights.shape))
     return _moments(base, weights, information, 0, share, base.rules.smoothness * information.sum()[None])[1]
 
 

@@ -231,20 +231,20 @@ class ReferencePlan:
             numbers, self.information = self._selection.best_tiles(self._data, pixels)
             part = tiling.only(numbers)
             design = Design(self._data, part, self.support, *model)
-            self._solver = self._fitter(design, self._shared(design, part.chosen(pixels)), part.chosen(pixels))
+            self._solver = self._fitter(design, part.chosen(pixels))
             everywhere = self._selection.weights(self._selection.usable)
             shared = self._solver.preconditioner.on(self._base(self.design), everywhere)
-            self.fitter = self._fitter(self.design, shared, None)
+            self.fitter = self._fitter(self.design, None, shared)
         else:
-            self.fitter = self._fitter(self.design, *self._unbiased(pixels))
+            self.fitter = self._fitter(self.design, self._unbiased(pixels))
         solver = self._solver or self.fitter
         self.precision = "mixed" if solver.settings.mixed else "double"
         shared = solver.preconditioner
         self._given = GivenUnits(self.design, self._unit, sky, shared.matrix)
         self.scale_bias = self._scale_bias(shared.weights, solver.design, shared.constant)
 
-    def _unbiased(self, pixels: Any) -> tuple[SharedPreconditioner, Any]:
-        """Preconditioner and pixels of the fit: all, or with pixels="auto" the informative where all bias the scale."""
+    def _unbiased(self, pixels: Any) -> Any:
+        """Pixels of the fit: all, or with pixels="auto" the informative where all bias the scale."""
         weights = self._selection.weights(pixels)
         if self.pixels == "auto" and self.reference.variance is not None:
             rough = rough_inverse(self._base(self.design), weights)
@@ -252,7 +252,7 @@ class ReferencePlan:
                 informative = self._selection.informative()
                 if self._enough(informative):
                     pixels = informative
-        return self._shared(self.design, pixels), pixels
+        return pixels
 
     def _enough(self, pixels: Any) -> bool:
         return bool(scalar(pixels.sum()) >= 2 * self.design.n_parameters)
@@ -263,20 +263,21 @@ class ReferencePlan:
             return design
         return Design(self._data, design.tiling, self.support, 0, 0, smoothness=self._smoothness)
 
-    def _shared(self, design: Design, pixels: Any) -> SharedPreconditioner:
+    def _shared(self, design: Design, pixels: Any, noise: ReferenceNoise | None) -> SharedPreconditioner:
         weights = design.tiling.split(self.reference.weights)
         weights = self.backend.xp.where(pixels, weights, 0.0)
-        noise = None
-        if self.reference.variance is not None and self.settings.correct_bias:
-            noise = ReferenceNoise(self.reference.variance, design).matrix(weights)
-        return SharedPreconditioner(design, self._base(design), weights, noise)
+        return SharedPreconditioner(design, self._base(design), weights, noise if self.settings.correct_bias else None)
 
-    def _fitter(self, design: Design, preconditioner: SharedPreconditioner, pixels: Any) -> Fitter:
-        xp, reference = self.backend.xp, self.reference
-        mixed = self.precision == "mixed" or (self.precision == "auto" and preconditioner.suits_single)
-        dtype, noise, holes = xp.float32 if mixed else xp.float64, None, None
+    def _fitter(self, design: Design, pixels: Any, preconditioner: SharedPreconditioner | None = None) -> Fitter:
+        xp, reference, noise, holes = self.backend.xp, self.reference, None, None
         if reference.variance is not None:
-            noise = ReferenceNoise(reference.variance.astype(dtype), design.single() if mixed else design)
+            noise = ReferenceNoise(reference.variance, design)
+        if preconditioner is None:
+            preconditioner = self._shared(design, pixels, noise)
+        mixed = self.precision == "mixed" or (self.precision == "auto" and preconditioner.suits_single)
+        if mixed and noise is not None:
+            noise = noise.single()
+        dtype = xp.float32 if mixed else xp.float64
         if not scalar(reference.good.all()):
             holes = TileConvolver((~reference.good).astype(dtype), design.tiling)
         return Fitter(design, preconditioner, noise, holes, pixels, replace(self.settings, mixed=mixed))

@@ -61,16 +61,18 @@ class ReferenceNoise:
         other.variance = self.variance.astype(self.xp.float32)
         return other
 
-    def _sums(self, weights: Any) -> Any:
-        """Return sum_x w(x) p_p(x) p_q(x) variance_R(x - u) for each product of two terms, (B, P, K, K)."""
+    def sums(self, weights: Any) -> Any:
+        """Return what Lambda consists of, (B, P, K, K): for each product of two terms p, q the sums over x of
+        w(x) p_p(x) p_q(x) variance_R(x - u).
+        """
         design, convolver = self.design, self._convolver
         spectra = convolver.no_spectra(len(weights))
         for tiles in design.chunks(len(weights)):
             convolver.correlate(design.padded(weights[:, tiles]), tiles, spectra)
         return convolver.lags(spectra)
 
-    def _applied(self, sums: Any, a: Any) -> Any:
-        """Lambda a from `_sums`."""
+    def applied(self, sums: Any, a: Any) -> Any:
+        """Lambda a from `sums`; see `missing`."""
         design = self.design
         kernels, background = design.unpack(a)
         out = self.xp.zeros_like(kernels)
@@ -78,15 +80,13 @@ class ReferenceNoise:
             out[:, p] += sums[:, pq] * kernels[:, q]
         return design.pack(out, self.xp.zeros_like(background))
 
-    def matrix(self, weights: Any) -> Any:
-        """Lambda under one weight map (T, h, w), (n, n); see `missing`."""
+    def added(self, sums: Any, matrix: Any) -> Any:
+        """Return a matrix (n, n) plus Lambda from the `sums` of one weight map."""
         design, m = self.design, self.design.n_kernel
-        sums = self._sums(weights[None])
-        total = self.xp.zeros((design.n_parameters, design.n_parameters))
         pixels = to_device(np.flatnonzero(design.support), design.backend)
-        each = self.xp.arange(m)
+        each, total = self.xp.arange(m), matrix.copy()
         for p, q, pq in self._pairs:
-            total[p * m + each, q * m + each] = sums[0, pq].reshape(-1)[pixels]
+            total[p * m + each, q * m + each] += sums[0, pq].reshape(-1)[pixels]
         return total
 
     def missing(self, a: Any, variances: Any, weights: Any, damped: Any, share: float) -> Any:
@@ -129,11 +129,11 @@ class ReferenceNoise:
         .. [1] Fuller 1987, Measurement Error Models, ch. 2
         .. [2] Breiman 1995, Technometrics 37, 373 (non-negative garrote)
         """
-        xp, sums = self.xp, share * self._sums(weights)
+        xp, sums = self.xp, share * self.sums(weights)
         noise = _CERTAIN**2 * variances
         certain = noise < a * a
-        lacking = self._applied(sums, xp.where(certain, a - noise / xp.where(certain, a, 1.0), 0.0))
-        return lacking - self._applied(sums, damped(lacking))
+        lacking = self.applied(sums, xp.where(certain, a - noise / xp.where(certain, a, 1.0), 0.0))
+        return lacking - self.applied(sums, damped(lacking))
 
     def variance_of_sums(self, a: Any, planes: Any) -> Any:
         """Variance that the noise brings to sum_x v(x) M(x) of the model M = U a, (B,).
