@@ -35,8 +35,8 @@ _WORK_PLANES = {"mixed": 10.0, "double": 15.0}
 #: Preferred side of the tiles of which the most informative are chosen. Smaller ones hold as much information on fewer
 #: pixels, but their margins and the last pass over all of them take longer: 160 px 1.2 s at 2048 px, 200 px 0.9 s.
 _INFORMATIVE_SIDE = 200
-#: Bias of the photometric scale from which on only informative pixels are fitted: where it is put right, and where not.
-_BIAS, _BIAS_LEFT = 0.005, 0.003
+#: Bias of the photometric scale from which on only informative pixels are fitted.
+_BIAS = 0.003
 
 
 def _unit_of(reference: Any) -> float:
@@ -96,7 +96,7 @@ class ReferencePlan:
         the share), on the pixels in them that significant light of the reference can reach through the kernel; the last
         pass is done on all pixels, to a thousandth of the noise. On large frames that takes two thirds of the time.
         "auto": all, but where the reference's noise would bias
-        the photometric scale by more than 0.5 % that way (see `scale_bias`) those that its light can reach, provided
+        the photometric scale by more than 0.3 % that way (see `scale_bias`) those that its light can reach, provided
         that there are two for each unknown: empty sky only adds noise to the equations. All pixels are subtracted in
         any case.
     passes : int
@@ -248,8 +248,7 @@ class ReferencePlan:
         weights = self._selection.weights(pixels)
         if self.pixels == "auto" and self.reference.variance is not None:
             rough = rough_inverse(self._base(self.design), weights)
-            limit = _BIAS if self.settings.correct_bias else _BIAS_LEFT
-            if abs(scalar(self._scale_bias(weights, self.design, rough))) > limit:
+            if abs(scalar(self._scale_bias(weights, self.design, rough))) > _BIAS:
                 informative = self._selection.informative()
                 if self._enough(informative):
                     pixels = informative
