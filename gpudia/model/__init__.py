@@ -1,10 +1,11 @@
 """The numbers: arrays in, arrays out, on whichever backend they live. No FITS, no WCS, no transfers."""
 
 from gpudia.model.choose import DegreeChoice, automatic_kernel_size, choose_degree, choose_support
-from gpudia.model.plan import ReferencePlan, subtract
+from gpudia.model.plan import ReferencePlan
 from gpudia.model.polynomials import count_terms, evaluate_terms, exponents
 from gpudia.model.resample import Resampled, resample
 from gpudia.model.stack import DifferenceStack
+from gpudia.model.subtraction import subtract
 from gpudia.model.support import check_kernel_size, kernel_support
 
 __all__ = [

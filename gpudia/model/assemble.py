@@ -42,7 +42,7 @@ class StackBuilder:
         self.coefficients = xp.empty((B, n))
         self.variances = xp.empty((B, n))
         self.covariance: Any = xp.empty((B, n, n)) if "covariance" in keep else None
-        self.own, self.reference_part = xp.empty(B), xp.empty(B)
+        self.scale_image_variance, self.scale_reference_variance = xp.empty(B), xp.empty(B)
         self.chi2, self.left = xp.empty(B), xp.empty(B)
         self.n_pixels, self.n_clipped = xp.zeros(B, dtype=xp.int64), xp.zeros(B, dtype=xp.int64)
         self.status, self.iterations = xp.zeros(B, dtype=xp.int32), xp.zeros(B, dtype=xp.int32)
@@ -65,8 +65,8 @@ class StackBuilder:
         dead = ~alive
         self.coefficients[group] = xp.where(dead[:, None], np.nan, fit.coefficients)
         self.variances[group] = xp.where(dead[:, None], np.nan, fit.variances)
-        self.own[group] = xp.where(dead, np.nan, fit.scale_image_variance)
-        self.reference_part[group] = xp.where(dead, np.nan, fit.scale_reference_variance)
+        self.scale_image_variance[group] = xp.where(dead, np.nan, fit.scale_image_variance)
+        self.scale_reference_variance[group] = xp.where(dead, np.nan, fit.scale_reference_variance)
         self.chi2[group] = xp.where(dead, np.nan, fit.chi2)
         self.left[group] = xp.where(dead, np.nan, fit.left)
         self.n_pixels[group], self.n_clipped[group] = fit.n_pixels, fit.clipped.sum(axis=(1, 2, 3))
@@ -95,14 +95,14 @@ class StackBuilder:
         norm = xp.sqrt((kernel**2).sum(axis=(1, 2)))
         gain = norm / xp.where(scale != 0, xp.abs(scale), np.nan)
         status = self.status | xp.where(gain > 1, FRAME_FLAGS.deconvolving, 0).astype(xp.int32)
-        scale_error = xp.sqrt(self.own + self.reference_part)
+        scale_error = xp.sqrt(self.scale_image_variance + self.scale_reference_variance)
         doubtful = (scale <= 0) | (scale_error > 0.1 * xp.abs(scale))
         status = status | xp.where(doubtful, FRAME_FLAGS.bad_scale, 0).astype(xp.int32)
         return DifferenceStack(
             difference=self.difference, model=self.model, variance=self.variance, flags=self.flags, kernel=kernel,
             coefficients=kernels, kernel_error=errors[:, 0], background=background,
             background_error=background_error,
-            scale=scale, scale_error=scale_error, scale_error_reference=xp.sqrt(self.reference_part),
+            scale=scale, scale_error=scale_error, scale_error_reference=xp.sqrt(self.scale_reference_variance),
             chi2=self.chi2, n_pixels=self.n_pixels, n_clipped=self.n_clipped, status=status, iterations=self.iterations,
             solver_error=xp.sqrt(xp.maximum(self.left, 0.0)), noise_gain=gain, covariance=self.covariance,
             image_variance=self.image_variance, support=design.support, covariance_kind=covariance_kind)

@@ -79,7 +79,7 @@ class Fitter:
     design : Design
     preconditioner : SharedPreconditioner
     noise : ReferenceNoise or None
-        None when the reference's variance is not known.
+        In double precision; None when the reference's variance is not known.
     bad_convolver : TileConvolver or None
         Holds 1 at masked pixels of the reference, 0 elsewhere; None where there are none.
     informative : bool array (T, h, w) or None
@@ -97,12 +97,12 @@ class Fitter:
                  settings: FitSettings) -> None:
         self.design = design
         self.preconditioner = preconditioner
-        self.noise = noise
+        self.inner = design.single() if settings.mixed else design
+        self.noise = noise.single(self.inner) if settings.mixed and noise is not None else noise
         self.bad_convolver = bad_convolver
         self.informative = informative
         self.settings = settings
         self.xp = design.xp
-        self.inner = design.single() if settings.mixed else design
 
     def _reference_variance(self, a: Any) -> Any:
         return 0.0 if self.noise is None else self.noise.variance_of_model(a)

@@ -28,7 +28,7 @@ from gpudia.model.stack import DifferenceStack
 from gpudia.model.support import check_kernel_size, kernel_support
 from gpudia.model.tiles import choose_tiling
 
-__all__ = ["ReferencePlan", "subtract"]
+__all__ = ["ReferencePlan"]
 
 #: Planes of float64 that the fit of one image holds at the same time, results aside (python bench/engine.py memory).
 _WORK_PLANES = {"mixed": 10.0, "double": 15.0}
@@ -95,10 +95,9 @@ class ReferencePlan:
         tiles of about 200 px that together carry half of the information on the kernel (the attribute `information` has
         the share), on the pixels in them that significant light of the reference can reach through the kernel; the last
         pass is done on all pixels, to a thousandth of the noise. On large frames that takes two thirds of the time.
-        "auto": all, but where the reference's noise would bias
-        the photometric scale by more than 0.3 % that way (see `scale_bias`) those that its light can reach, provided
-        that there are two for each unknown: empty sky only adds noise to the equations. All pixels are subtracted in
-        any case.
+        "auto": all, but where the reference's noise would bias the photometric scale by more than 0.3 % that way (see
+        `scale_bias`) those that its light can reach, provided that there are two for each unknown: empty sky only adds
+        noise to the equations. All pixels are subtracted in any case.
     passes : int
         Passes of weights and clipping: the first with weights from the smoothed image, the others from the model.
         Fewer are done when nothing changes any more.
@@ -275,8 +274,6 @@ class ReferencePlan:
         if preconditioner is None:
             preconditioner = self._shared(design, pixels, noise)
         mixed = self.precision == "mixed" or (self.precision == "auto" and preconditioner.suits_single)
-        if mixed and noise is not None:
-            noise = noise.single()
         dtype = xp.float32 if mixed else xp.float64
         if not scalar(reference.good.all()):
             holes = TileConvolver((~reference.good).astype(dtype), design.tiling)
@@ -390,27 +387,3 @@ class ReferencePlan:
         weights = tiling.split(xp.where(used, 1.0 / xp.where(used, variance, 1.0), 0.0))
         pixels = self._selection.usable if self.fitter.informative is None else self.fitter.informative
         return xp.where(pixels, weights, 0.0), tiling.split(xp.where(used, data, 0.0))
-
-
-def subtract(reference: Any, images: Any, errors: Any = None, masks: Any = None, *, kernel_size: int,
-             error: Any = None, mask: Any = None, keep: tuple[str, ...] = (), **settings: Any) -> DifferenceStack:
-    """Subtract a reference from one or many images: builds a `ReferencePlan`, uses it once and drops it.
-
-    Parameters
-    ----------
-    reference : array (H, W)
-    images : array (B, H, W) or (H, W)
-    errors, masks : arrays like `images`, optional
-        One sigma, ADU; True = ignore.
-    kernel_size : int
-        Odd, pixels.
-    error, mask : arrays like `reference`, optional
-    keep, **settings
-        As `ReferencePlan` and its `subtract` take them.
-
-    Returns
-    -------
-    DifferenceStack
-    """
-    plan = ReferencePlan(reference, kernel_size, error=error, mask=mask, **settings)
-    return plan.subtract(images, errors, masks, keep=keep)

@@ -54,10 +54,10 @@ class ReferenceNoise:
             noise[:, tiles] = convolver.convolve(spectra, tiles)[..., :h, :w]
         return self.xp.maximum(noise, 0.0)  # FFTs leave -1e-16 of the brightest star on empty sky
 
-    def single(self) -> ReferenceNoise:
-        """Return the same in single precision."""
+    def single(self, design: Design) -> ReferenceNoise:
+        """Return the same in single precision, for the design in that."""
         other = copy.copy(self)
-        other.design, other._convolver = self.design.single(), self._convolver.single()
+        other.design, other._convolver = design, self._convolver.single()
         other.variance = self.variance.astype(self.xp.float32)
         return other
 
