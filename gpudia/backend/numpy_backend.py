@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -20,6 +21,10 @@ __all__ = ["cores", "make_numpy_backend"]
 #: Threads take turns at Python's own code: with 4 images of 250 px to each step two cores took 13 ms an image, with one
 #: 18 ms; at 100 px 2.6 and 9 ms. Frames of 512 px are best taken one by one, for the cache.
 _LEAST_PIXELS = 1 << 18
+#: Side of a matrix from which on LAPACK may use all cores. NumPy and SciPy have a BLAS each, and the threads of the one
+#: still spin when the other wants the cores: a matrix of 444 took 76 ms on two cores after a product in NumPy, and 5 ms
+#: on one.
+_LEAST_THREADED = 1500
 
 _inside_pool = threading.local()
 #: Made once: looking for the libraries takes longer than many a sum.
@@ -31,30 +36,33 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _fft_workers() -> int:
-    return 1 if getattr(_inside_pool, "yes", False) else cores()
+def _fft_workers(planes: np.ndarray) -> int:
+    """All cores for stacks of planes: sharing out the rows of a single one takes longer than it saves."""
+    alone = getattr(_inside_pool, "yes", False) or math.prod(planes.shape[:-2]) < cores()
+    return 1 if alone else cores()
 
 
 def _rfft2(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    return scipy.fft.rfft2(array, s=shape, workers=_fft_workers())
+    return scipy.fft.rfft2(array, s=shape, workers=_fft_workers(array))
 
 
 def _irfft2(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    return scipy.fft.irfft2(array, s=shape, workers=_fft_workers())
+    return scipy.fft.irfft2(array, s=shape, workers=_fft_workers(array))
 
 
 def _inverse_spd(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     inverse, ok = np.full_like(a, np.nan), np.zeros(len(a), bool)
-    for i, matrix in enumerate(a):
-        if not np.isfinite(matrix).all():
-            continue
-        factor, failed = lapack.dpotrf(matrix, lower=1)
-        if failed:
-            continue
-        lower, failed = lapack.dpotri(factor, lower=1, overwrite_c=1)
-        inverse[i] = np.tril(lower, -1).T
-        inverse[i] += np.tril(lower)
-        ok[i] = not failed
+    with _libraries.limit(limits=1 if a.shape[-1] < _LEAST_THREADED else None, user_api="blas"):
+        for i, matrix in enumerate(a):
+            if not np.isfinite(matrix).all():
+                continue
+            factor, failed = lapack.dpotrf(matrix, lower=1)
+            if failed:
+                continue
+            lower, failed = lapack.dpotri(factor, lower=1, overwrite_c=1)
+            inverse[i] = np.tril(lower, -1).T
+            inverse[i] += np.tril(lower)
+            ok[i] = not failed
     return inverse, ok
 
 

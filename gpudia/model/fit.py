@@ -30,7 +30,7 @@ _LOOSE = 1e-5
 #: ... or of a few hundredths of the error that noise brings; a last pass that is not to be exact, of a thousandth.
 _LOOSE_NOISE, _LAST_NOISE = 0.03, 1e-3
 #: Accuracy of the scale's variance.
-_FOR_ERROR = 1e-2
+_FOR_ERROR = 3e-2
 #: Gain in accuracy that one correction in single precision is asked for, and the one that it is certain to have.
 _SINGLE_GAIN, _SINGLE_CERTAIN = 1e-6, 1e-3
 #: Corrections in single precision before double precision takes over.
@@ -196,7 +196,8 @@ class Fitter:
         a[:, self.design.n_spatial * self.design.n_kernel] = sky
         zero = self.xp.zeros(len(data), dtype=self.xp.int32)
         unknown = self.xp.full(len(data), self.xp.inf)
-        return _State(a, data - sky[:, None, None, None], sky, zero, zero, noise.first(), None, unknown)
+        return _State(a, data - sky[:, None, None, None], sky, zero, zero, noise.first(), None, unknown,
+                      self.xp.full(len(data), 0.5))
 
     def _result(self, state: _State, data: Any, good: Any, used: Any, weights: Any, image_variance: Any) -> Fit:
         xp, variance = self.xp, state.variance
@@ -229,7 +230,8 @@ class Fitter:
         ones[:, :m] = 1.0
         zero = xp.zeros(len(weights))
         smoothness = self.preconditioner.smoothness(state.ratio)
-        x = self._correction(weights, ones, zero, self.inner, smoothness, _FOR_ERROR).solution  # A x = 1
+        # A x = 1
+        x = self._correction(weights, ones, zero, self.inner, smoothness, state.expected, _FOR_ERROR).solution
         if rows is not None:
             x[rows] = state.covariance[:, :, :m].sum(axis=2)
         return None, x
@@ -285,7 +287,7 @@ class Fitter:
             return settings.rtol**2 * signal
         return self.xp.minimum(_LOOSE**2 * signal + slack * self.design.n_parameters, 1e-4 * signal)
 
-    def _correction(self, weights: Any, r: Any, limit: Any, inner: Design, smoothness: Any,
+    def _correction(self, weights: Any, r: Any, limit: Any, inner: Design, smoothness: Any, expected: Any,
                     share: float = 0.0, most: int | None = None) -> Iterations:
         """Solve A e = r by conjugate gradients, the weights scaled to 1 at most."""
         xp = self.xp
@@ -293,7 +295,8 @@ class Fitter:
         size = xp.where(size > 0, size, 1.0)
         planes = inner.padded(weights / size[:, None, None, None])
         found = conjugate_gradients(inner, self.preconditioner, planes, r.astype(xp.float64) / size[:, None],
-                                    limit / size, share, most or self.settings.max_iterations, smoothness / size)
+                                    limit / size, share, most or self.settings.max_iterations, smoothness / size,
+                                    expected)
         found.energy, found.left = found.energy * size, found.left * size
         return found
 
@@ -354,7 +357,9 @@ class Fitter:
             if inner is not design:  # single precision does not gain more at once
                 reach = xp.maximum(limit, _SINGLE_GAIN**2 * self._energy(r, state.ratio))
             reach = xp.where(converged, xp.inf, reach)
-            found = self._correction(weights, r, reach, inner, smoothness, most=self.settings.max_iterations - spent)
+            found = self._correction(weights, r, reach, inner, smoothness, state.expected,
+                                     most=self.settings.max_iterations - spent)
+            state.expected = found.ratio
             spent += int(scalar(found.iterations.max()))
             state.left = xp.where(converged, state.left, found.left)
             state.a = rules.project(state.a + found.solution)
@@ -385,6 +390,7 @@ class _State:
     variance: Any  # of the data under the model, (B, T, h, w)
     clipped: Any  # outliers, bool (B, T, h, w)
     chi2: Any  # per pixel, infinite before the first pass
+    expected: Any  # see `conjugate_gradients`
     power: Any = None  # sum of the kernel's squares after the first pass; 0 where there is to be no correction
     ratio: Any = None  # `SharedPreconditioner.ratio` of the weights of the last solve
     left: Any = None  # chi^2 of the error that the solver left

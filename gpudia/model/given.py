@@ -11,6 +11,9 @@ from gpudia.model.fit import Fit
 
 __all__ = ["GivenUnits"]
 
+#: Least unit (and one over the largest) whose square times the square of data is far from the ends of single precision.
+_LEAST = 2.0**-40
+
 
 class GivenUnits:
     """Results for reference and images as they came.
@@ -31,6 +34,8 @@ class GivenUnits:
         self.unit = unit
         self._sky = sky
         self._shared = shared
+        #: Whether variances in the units of the data are numbers of single precision.
+        self.fits_single = _LEAST < unit < 1 / _LEAST
 
     def fit(self, fit: Fit) -> Fit:
         """Return the fit with coefficients, their covariance (where it is exact) and variances, and planes as given."""
@@ -46,8 +51,10 @@ class GivenUnits:
         else:
             ratio, missing, v = self._shared_terms(fit)
             variances = ratio[:, None] * xp.diagonal(self._shared_given) + missing[:, None] * v * v
+        kind = fit.variance.dtype if self.fits_single else xp.float64
+        own, variance = (plane.astype(kind) / unit**2 for plane in (fit.image_variance, fit.variance))
         return replace(fit, coefficients=a, covariance=covariance, variances=variances, model=fit.model / unit,
-                       image_variance=fit.image_variance / unit**2, variance=fit.variance / unit**2)
+                       image_variance=own, variance=variance)
 
     def covariance(self, fit: Fit) -> Any:
         """Covariance (B, n, n) of a fit as given: exact, or an estimate from the shared matrix."""

@@ -18,14 +18,12 @@ from gpudia.model.normal import invert, normal_moments, share_for_preconditioner
 from gpudia.model.polynomials import exponents
 from gpudia.model.selection import power_under_kernel
 
-__all__ = ["Iterations", "SharedPreconditioner", "conjugate_gradients", "rough_inverse"]
+__all__ = ["Iterations", "SharedPreconditioner", "conjugate_gradients"]
 
 #: Condition up to which products in single precision make a preconditioner and converge.
 _SINGLE_CONDITION = 1e5
 #: Steps of the power iteration; largest eigenvalue of A^-1 noise that is taken for a fluctuation.
 _POWERS, _ROOM = 20, 1.5
-#: Pixels of the sample for `rough_inverse`; with half of them the bias came out twice too large.
-_ROUGH_PIXELS = 1 << 15
 #: Ratio of an image's and the shared weights on bright against all pixels, up to which they count as alike.
 _CONTRAST = 100.0
 
@@ -204,13 +202,6 @@ def _moments(base: Design, weights: Any, information: Any, degree: int, share: f
     return moments, inverse[0], float(scalar(condition[0]))
 
 
-def rough_inverse(base: Design, weights: Any) -> Any:
-    """Inverse normal matrix of the constant kernel (n_0, n_0) from a sample of the pixels, good to some 10 %."""
-    information = weights * power_under_kernel(base.reference, base.tiling, base.support)
-    share = min(1.0, _ROUGH_PIXELS / math.prod(weights.shape))
-    return _moments(base, weights, information, 0, share, base.rules.smoothness * information.sum()[None])[1]
-
-
 @dataclass
 class Iterations:
     """Result of `conjugate_gradients`.
@@ -223,6 +214,8 @@ class Iterations:
         a^T A a of the solution a.
     left : (B,)
         Estimate of the energy of the error that is left.
+    ratio : (B,)
+        Largest ratio of the drops of the error's energy in two steps; what was expected where there was but one.
     converged : (B,) bool
     """
 
@@ -230,16 +223,17 @@ class Iterations:
     iterations: Any
     energy: Any
     left: Any
+    ratio: Any
     converged: Any
 
-    def store(self, rows: Any, solution: Any, iterations: Any, energy: Any, left: Any) -> None:
+    def store(self, rows: Any, solution: Any, iterations: Any, energy: Any, left: Any, ratio: Any) -> None:
         """Write the state of some rows."""
         self.solution[rows], self.iterations[rows] = solution, iterations
-        self.energy[rows], self.left[rows] = energy, left
+        self.energy[rows], self.left[rows], self.ratio[rows] = energy, left, ratio
 
 
 def conjugate_gradients(design: Design, preconditioner: SharedPreconditioner, weights: Any, vector: Any, limit: Any,
-                        share: float, max_iterations: int, smoothness: Any) -> Iterations:
+                        share: float, max_iterations: int, smoothness: Any, expected: Any) -> Iterations:
     """Solve A a = b, A = U^T W U + lambda H, for each image from a = 0, within what the preconditioner spans.
 
     Parameters
@@ -260,6 +254,9 @@ def conjugate_gradients(design: Design, preconditioner: SharedPreconditioner, we
     max_iterations : int
     smoothness : array (B,)
         lambda.
+    expected : array (B,)
+        Ratio of the drops of the error's energy in two steps that is expected before there were two: the largest in an
+        earlier solve for the same image, 0.5 where there is none.
 
     Notes
     -----
@@ -273,24 +270,29 @@ def conjugate_gradients(design: Design, preconditioner: SharedPreconditioner, we
     p, rz = z, (vector * z).sum(axis=1)
     count, energy = xp.zeros(len(vector), dtype=xp.int32), xp.zeros(len(vector))
     drop = left = xp.where(rz > 0, xp.inf, rz)
-    out, rows, limits = Iterations(a.copy(), count.copy(), energy.copy(), left.copy(), None), slice(None), limit
+    ratio = xp.zeros(len(vector))
+    out = Iterations(a.copy(), count.copy(), energy.copy(), left.copy(), ratio.copy(), None)
+    rows, limits, guess = slice(None), limit, expected
     for number in range(max_iterations):
         active = left > xp.maximum(limit, share * energy)  # False for NaN, too
         n_active = int(scalar(active.sum()))
         if n_active == 0:
             break
         if number and 2 * n_active <= len(r):
-            out.store(rows, a, count, energy, left)
+            out.store(rows, a, count, energy, left, ratio)
             live = xp.flatnonzero(active)
             rows = live if isinstance(rows, slice) else rows[live]
-            a, r, p, rz, count, energy, drop, left, weights, limit, active, smoothness = (
-                v[live] for v in (a, r, p, rz, count, energy, drop, left, weights, limit, active, smoothness))
+            a, r, p, rz, count, energy, drop, left, ratio, weights, limit, active, smoothness, guess = (
+                v[live] for v in (a, r, p, rz, count, energy, drop, left, ratio, weights, limit, active, smoothness,
+                                  guess))
         q = design.normal(p, weights).astype(r.dtype) + design.rules.penalty(p, smoothness)
         q = design.rules.project(q)
         pq = (p * q).sum(axis=1)
         step = xp.where(active & (pq > 0), rz / xp.where(pq > 0, pq, 1.0), 0.0)
         before, drop = drop, xp.where(active, step * rz, drop)
-        left = xp.where(active, _expected(before, drop), left)
+        last = _ratio(before, drop, guess)
+        left = xp.where(active, drop * last / (1.0 - last), left)
+        ratio = xp.where(active & xp.isfinite(before), xp.maximum(ratio, last), ratio)
         energy = energy + step * rz
         a = a + step[:, None] * p
         r = r - step[:, None] * q
@@ -299,15 +301,14 @@ def conjugate_gradients(design: Design, preconditioner: SharedPreconditioner, we
         p = z + xp.where(active, new / xp.where(rz > 0, rz, 1.0), 0.0)[:, None] * p
         rz = xp.where(active, new, rz)
         count = count + active
-    out.store(rows, a, count, energy, left)
+    out.store(rows, a, count, energy, left, ratio)
+    out.ratio = xp.where(out.ratio > 0, out.ratio, expected)
     out.converged = (out.left <= xp.maximum(limits, share * out.energy)) & xp.isfinite(out.solution).all(axis=1)
     return out
 
 
-def _expected(before: Any, drop: Any) -> Any:
-    """Sum of a geometric series of drops after the last two; after the first one as much again."""
+def _ratio(before: Any, drop: Any, guess: Any) -> Any:
+    """Ratio of two drops, 0.95 at most; the guess where there was but one."""
     xp = namespace_of(drop)
     known = xp.isfinite(before) & (before > 0)
-    ratio = xp.where(known, drop / xp.where(known, before, 1.0), 0.5)
-    ratio = xp.minimum(ratio, 0.95)
-    return drop * ratio / (1.0 - ratio)
+    return xp.minimum(xp.where(known, drop / xp.where(known, before, 1.0), guess), 0.95)

@@ -16,7 +16,7 @@ from gpudia.model.design import Design
 from gpudia.model.fit import Fitter
 from gpudia.model.given import GivenUnits
 from gpudia.model.inputs import planes_of, uniform_stack
-from gpudia.model.iterative import SharedPreconditioner, rough_inverse
+from gpudia.model.iterative import SharedPreconditioner
 from gpudia.model.noise import ImageNoise
 from gpudia.model.planes import SAMPLE, median_of, robust_sigma
 from gpudia.model.polynomials import count_terms
@@ -35,6 +35,8 @@ _WORK_PLANES = {"mixed": 10.0, "double": 15.0}
 #: Preferred side of the tiles of which the most informative are chosen. Smaller ones hold as much information on fewer
 #: pixels, but their margins and the last pass over all of them take longer: 160 px 1.2 s at 2048 px, 200 px 0.9 s.
 _INFORMATIVE_SIDE = 200
+#: Errors outside this range of the reference's scatter say "do not use"; their squares would not fit single precision.
+_ERRORS = (1e-15, 1e15)
 #: Bias of the photometric scale from which on only informative pixels are fitted.
 _BIAS = 0.003
 
@@ -222,36 +224,31 @@ class ReferencePlan:
         self._data = prepared.data if sky is None else prepared.data - sky
         self._selection = PixelSelection(prepared, self._fit_mask, tiling, self.support)
         self.design = Design(self._data, tiling, self.support, *model)
-        pixels, self.information = self._selection.usable, 1.0
-        self._solver = None
+        self.information, self._solver = 1.0, None
         informative = self._selection.informative() if self.pixels == "informative" else None
         if informative is not None and self.settings.passes > 1 and self._enough(informative):
-            pixels = informative
-            numbers, self.information = self._selection.best_tiles(self._data, pixels)
+            numbers, self.information = self._selection.best_tiles(self._data, informative)
             part = tiling.only(numbers)
             design = Design(self._data, part, self.support, *model)
-            self._solver = self._fitter(design, part.chosen(pixels))
+            self._solver = self._fitter(design, part.chosen(informative))
             everywhere = self._selection.weights(self._selection.usable)
             shared = self._solver.preconditioner.on(self._base(self.design), everywhere)
             self.fitter = self._fitter(self.design, None, shared)
         else:
-            self.fitter = self._fitter(self.design, self._unbiased(pixels))
+            self.fitter = self._unbiased()
         solver = self._solver or self.fitter
         self.precision = "mixed" if solver.settings.mixed else "double"
-        shared = solver.preconditioner
-        self._given = GivenUnits(self.design, self._unit, sky, shared.matrix)
-        self.scale_bias = self._scale_bias(shared.weights, solver.design, shared.constant)
+        self._given = GivenUnits(self.design, self._unit, sky, solver.preconditioner.matrix)
+        self.scale_bias = self._scale_bias(solver)
 
-    def _unbiased(self, pixels: Any) -> Any:
-        """Pixels of the fit: all, or with pixels="auto" the informative where all bias the scale."""
-        weights = self._selection.weights(pixels)
-        if self.pixels == "auto" and self.reference.variance is not None:
-            rough = rough_inverse(self._base(self.design), weights)
-            if abs(scalar(self._scale_bias(weights, self.design, rough))) > _BIAS:
-                informative = self._selection.informative()
-                if self._enough(informative):
-                    pixels = informative
-        return pixels
+    def _unbiased(self) -> Fitter:
+        """Fitter of all pixels, or with pixels="auto" of the informative where all bias the scale."""
+        fitter = self._fitter(self.design, self._selection.usable)
+        if self.pixels == "auto" and abs(scalar(self._scale_bias(fitter))) > _BIAS:
+            informative = self._selection.informative()
+            if self._enough(informative):
+                fitter = self._fitter(self.design, informative)
+        return fitter
 
     def _enough(self, pixels: Any) -> bool:
         return bool(scalar(pixels.sum()) >= 2 * self.design.n_parameters)
@@ -279,18 +276,18 @@ class ReferencePlan:
             holes = TileConvolver((~reference.good).astype(dtype), design.tiling)
         return Fitter(design, preconditioner, noise, holes, pixels, replace(self.settings, mixed=mixed))
 
-    def _scale_bias(self, weights: Any, design: Design, inverse: Any) -> Any:
+    def _scale_bias(self, fitter: Fitter) -> Any:
         """Relative bias of the scale that the reference's noise causes, for a kernel of one pixel.
 
         To first order -L 1^T M e with the inverse M of the shared normal matrix, L = sum w sigma_R^2, which the noise
         adds to its diagonal, and the central pixel e. 0 where the reference's noise is not known.
         """
-        xp, m = self.backend.xp, self.design.n_kernel
+        m, shared = self.design.n_kernel, fitter.preconditioner
         if self.reference.variance is None:
-            return xp.zeros(())
+            return self.backend.xp.zeros(())
         centre = int(self.support.ravel()[:self.kernel_size**2 // 2].sum())
-        noise = (weights * design.tiling.split(self.reference.variance)).sum()
-        return -noise * inverse[:m, centre].sum()
+        noise = (shared.weights * fitter.design.tiling.split(self.reference.variance)).sum()
+        return -noise * shared.constant[:m, centre].sum()
 
     def subtract(self, images: Any, errors: Any = None, masks: Any = None, *,
                  keep: tuple[str, ...] = ()) -> DifferenceStack:
@@ -301,7 +298,7 @@ class ReferencePlan:
         images : array (B, H, W) or (H, W), or a list of images
             ADU, on the plan's backend. Integers, any byte order, masked arrays, NDData and CCDData are accepted.
         errors : array of the same shape, optional
-            One sigma, ADU. Without them the noise comes from the plan's gain and read noise, else from the residuals.
+            One sigma, ADU; a pixel whose error is not finite, or not positive, is ignored. Without them the noise comes from the plan's gain and read noise, else from the residuals.
         masks : array of the same shape, optional
             True (or non-zero) = ignore.
         keep : tuple of str
@@ -322,6 +319,8 @@ class ReferencePlan:
         images, errors, masks = uniform_stack(images, errors, masks, self.shape)
         if backend_of(images).name != self.backend.name:
             raise InputError(f"images must be on the plan's backend {self.backend.name}, got {backend_of(images).name}")
+        if not self._given.fits_single:
+            images = images.astype(self.backend.xp.float64)
         step = max(self.backend.at_once(self.bytes_per_image(keep)), self.backend.least_pixels // math.prod(self.shape))
         step = min(step, -(-len(images) // self.backend.workers)) or 1
         out = StackBuilder(self.design, images, keep)
@@ -341,7 +340,8 @@ class ReferencePlan:
         good = finite if masks is None else finite & (masks == 0)
         if errors is not None:
             errors = errors.astype(xp.float64) * self._unit
-            good = good & xp.isfinite(errors) & (errors > 0)
+            good = good & (errors > _ERRORS[0]) & (errors < _ERRORS[1])
+            errors = xp.where(good, errors, 0.0)
         data = xp.where(good, data, 0.0)
         gain = None if self.settings.gain is None else self.settings.gain / self._unit
         noise = ImageNoise(data, good, errors, gain, self.settings.read_noise, tiling, self.fitter.inner.dtype)
