@@ -298,7 +298,8 @@ class ReferencePlan:
         images : array (B, H, W) or (H, W), or a list of images
             ADU, on the plan's backend. Integers, any byte order, masked arrays, NDData and CCDData are accepted.
         errors : array of the same shape, optional
-            One sigma, ADU; a pixel whose error is not finite, or not positive, is ignored. Without them the noise comes from the plan's gain and read noise, else from the residuals.
+            One sigma, ADU; pixels whose error is not finite, or not positive, are ignored. Without them the noise comes
+            from the plan's gain and read noise, else from the residuals.
         masks : array of the same shape, optional
             True (or non-zero) = ignore.
         keep : tuple of str
