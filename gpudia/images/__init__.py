@@ -8,8 +8,9 @@ from gpudia.images.headers import FrameLayout
 from gpudia.images.matching import match_stars
 from gpudia.images.noise import estimate_variance, sky_and_noise
 from gpudia.images.reading import read_frame
-from gpudia.images.registration import Registration, identity_registration, register
+from gpudia.images.registration import register
 from gpudia.images.series import check_series, flux_noise, rank_references
+from gpudia.images.transforms import Registration, identity_registration
 from gpudia.images.writing import write_atomically, write_hdus, write_table
 
 __all__ = [

@@ -11,19 +11,16 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from gpudia.errors import InputError, RegistrationError
+from gpudia.images.patterns import MOST_STARS, similar_triangles
+from gpudia.images.transforms import ORIENTATIONS
 
-__all__ = ["ORIENTATIONS", "ROUTES", "match_stars", "mutual_neighbours", "positions"]
+__all__ = ["ROUTES", "match_stars", "mutual_neighbours", "positions"]
 
 #: The ways to match, best first.
 ROUTES = ("id", "sky", "offset", "pattern")
 
-#: The quarter turns and mirrors of the plane.
-ORIENTATIONS = tuple(
-    np.array(m) for m in (
-        ((1, 0), (0, 1)), ((-1, 0), (0, -1)), ((0, -1), (1, 0)), ((0, 1), (-1, 0)),
-        ((-1, 0), (0, 1)), ((1, 0), (0, -1)), ((0, 1), (1, 0)), ((0, -1), (-1, 0)),
-    )
-)  # fmt: skip
+#: So many pairs are no chance, where they are also a good share of the stars: the search can end.
+_CLEAR = 10
 
 Pairs = tuple[NDArray[np.intp], NDArray[np.intp]]
 
@@ -46,8 +43,8 @@ def match_stars(
     route : {"id", "sky", "offset", "pattern"}
         ``id``: same id, where both lists have ids from a catalog (``meta["ids"]``). ``sky``: same place on the sky,
         after the one offset that makes most stars agree (a WCS can be off by tens of arcsec). ``offset``: the same
-        with pixels: any shift, after any quarter turn or mirror (a flipped pier). ``pattern``: similar triangles
-        [astroalign], any rotation and scale, mirrored too.
+        with pixels: any shift, after any quarter turn or mirror (a flipped pier). ``pattern``: similar triangles,
+        any rotation and scale, mirrored too. Every route gives the same pairs from call to call.
     reference_wcs, wcs : WCS, optional
         For ``sky``, where a list has no ``ra, dec``.
     max_offset : float
@@ -103,39 +100,58 @@ def _by_flux(stars: Table, count: int = 300) -> NDArray[np.intp]:
 def _by_id(reference_stars: Table, stars: Table) -> Pairs:
     if any(s.meta.get("ids") != "catalog" for s in (reference_stars, stars)):
         raise RegistrationError("no ids from a catalog in both lists")
-    first, second = (np.asarray(s["id"]).astype(str) for s in (reference_stars, stars))
-    shared, i, j = np.intersect1d(first, second, return_indices=True)
+    first, second = (_single(np.asarray(s["id"]).astype(str)) for s in (reference_stars, stars))
+    shared, i, j = np.intersect1d(first[0], second[0], assume_unique=True, return_indices=True)
     if len(shared) < 3:
         raise RegistrationError(f"ids in common must be at least 3, got {len(shared)}")
-    return i, j
+    return first[1][i], second[1][j]
+
+
+def _single(ids: NDArray) -> tuple[NDArray, NDArray[np.intp]]:
+    """Ids that occur once, and their rows: which of two stars with one id is meant, nobody knows."""
+    values, rows, counts = np.unique(ids, return_index=True, return_counts=True)
+    return values[counts == 1], rows[counts == 1]
 
 
 def _by_sky(
     reference_stars: Table, stars: Table, reference_wcs: WCS | None, wcs: WCS | None, max_offset: float
 ) -> Pairs:
     """Project both lists on the plane that touches the sky at the reference's middle, in reference pixels."""
-    first, second = _sky(reference_stars, reference_wcs), _sky(stars, wcs)
+    (first, rows_a), (second, rows_b) = _sky(reference_stars, reference_wcs), _sky(stars, wcs)
     middle = SkyCoord(*np.median(first.cartesian.xyz, axis=1), representation_type="cartesian").spherical
     origin = SkyCoord(middle.lon, middle.lat, frame="icrs").skyoffset_frame()
     planes = []
     for sky in (first, second):
         local = sky.transform_to(origin)
         planes.append(np.column_stack([local.lon.wrap_at("180d").arcsec, local.lat.arcsec]))
-    xy = positions(reference_stars)
-    scale = float(np.sqrt(np.var(planes[0], axis=0).sum() / np.var(xy, axis=0).sum()))  # arcsec per pixel
+    xy = positions(reference_stars)[rows_a]
+    scale = _reach(planes[0]) / max(_reach(xy), 1e-9)  # arcsec per pixel
     if not (np.isfinite(scale) and scale > 0):
         raise RegistrationError("sky positions of the reference stars must differ, got one place")
     a, b = planes[0] / scale, planes[1] / scale
+    bright_a, bright_b = (_by_flux(s[rows]) for s, rows in ((reference_stars, rows_a), (stars, rows_b)))
     reach = min(max_offset / scale, float(np.ptp(xy, axis=0).max()))
-    return _by_offset(a, b, _by_flux(reference_stars), _by_flux(stars), max_offset=reach)
+    i, j = _by_offset(a, b, bright_a, bright_b, max_offset=max(reach, 10.0))
+    return rows_a[i], rows_b[j]
 
 
-def _sky(stars: Table, wcs: WCS | None) -> SkyCoord:
+def _reach(xy: NDArray) -> float:
+    """Median distance from the median position: a few wild positions do not change it."""
+    return float(np.median(np.hypot(*(xy - np.median(xy, axis=0)).T)))
+
+
+def _sky(stars: Table, wcs: WCS | None) -> tuple[SkyCoord, NDArray[np.intp]]:
+    """Sky positions, and the rows that have one."""
     if {"ra", "dec"} <= set(stars.colnames):
-        return SkyCoord(np.asarray(stars["ra"], float), np.asarray(stars["dec"], float), unit="deg")
-    if wcs is None:
+        ra, dec = (np.asarray(stars[c], float) for c in ("ra", "dec"))
+    elif wcs is not None:
+        ra, dec = wcs.pixel_to_world_values(*positions(stars).T)
+    else:
         raise RegistrationError("no sky positions and no WCS in both lists")
-    return SkyCoord(*wcs.pixel_to_world_values(*positions(stars).T), unit="deg")
+    rows = np.flatnonzero(np.isfinite(ra) & (np.abs(dec) <= 90))
+    if len(rows) < 3:
+        raise RegistrationError(f"stars with a sky position must be at least 3, got {len(rows)}")
+    return SkyCoord(ra[rows], dec[rows], unit="deg"), rows
 
 
 def _by_offset(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray, max_offset: float) -> Pairs:
@@ -168,30 +184,20 @@ def _by_turns(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray) -> P
             continue
         if len(pairs[0]) > len(best[0]):
             best = pairs
-        if len(pairs[0]) > 0.5 * min(len(a), len(b)):
+        if len(pairs[0]) >= max(0.5 * min(len(a), len(b)), _CLEAR):
             break
     return best
 
 
 def _by_pattern(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray) -> Pairs:
-    """Similar triangles among the brightest stars, as they are or mirrored.
-
-    astroalign draws from an unseeded generator, so its transformation can differ in the last digits from call to call;
-    the pairs near it do not, and only they are handed on.
-    """
-    import astroalign  # late: it takes a while to import and most frames have a WCS
-
+    """Similar triangles among the brightest stars; of the best of them the one that pairs most stars of all."""
     best: Pairs = (np.zeros(0, np.intp), np.zeros(0, np.intp))
-    for count, sign in ((20, 1.0), (20, -1.0), (40, 1.0), (40, -1.0)):
-        source, target = a[bright_a[:count]] * (sign, 1.0), b[bright_b[:count]]
-        try:
-            found, _ = astroalign.find_transform(source, target, max_control_points=count)
-        except (astroalign.MaxIterError, ValueError, TypeError, IndexError, np.linalg.LinAlgError):
-            continue  # too few stars, or no similar triangles among so many
-        pairs = mutual_neighbours(found(a * (sign, 1.0)), b, radius=3.0)
-        if len(pairs[0]) > len(best[0]):
-            best = pairs
-        if len(pairs[0]) > 0.4 * min(len(a), len(b)):
+    for count in (MOST_STARS // 2, MOST_STARS):
+        for matrix in similar_triangles(a[bright_a[:count]], b[bright_b[:count]]):
+            pairs = mutual_neighbours(a @ matrix[:, :2].T + matrix[:, 2], b, radius=3.0)
+            if len(pairs[0]) > len(best[0]):
+                best = pairs
+        if len(best[0]) >= max(0.4 * min(len(a), len(b)), _CLEAR):
             break
     if len(best[0]) < 3:
         raise RegistrationError("no common pattern of stars found")

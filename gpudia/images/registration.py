@@ -2,96 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from astropy.table import Table
 from astropy.wcs import WCS
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.stats import binom
 
 from gpudia.errors import RegistrationError
 from gpudia.flags import SOURCE_FLAGS
-from gpudia.images.cutouts import Region
-from gpudia.images.matching import ORIENTATIONS, ROUTES, match_stars, mutual_neighbours, positions
+from gpudia.images.mapfits import HYPOTHESES, MapFit, consensus, fit_map, fit_similarity
+from gpudia.images.matching import ROUTES, match_stars, mutual_neighbours, positions
+from gpudia.images.patterns import MOST_STARS
+from gpudia.images.transforms import Registration
 
-__all__ = ["Registration", "identity_registration", "register"]
+__all__ = ["register"]
 
 #: Largest distance of a matched pair in the last round, pixels.
 TOLERANCE = 1.5
 #: Added to every centroid's error, pixels: undersampling and distortion limit the brightest stars.
 FLOOR = 0.02
-#: Stars from which on an affine transformation may be fitted, and not a similarity.
-AFFINE_STARS = 10
+#: Rounds of matching and fitting with one tolerance, at most; they end when the pairs stay the same.
+_ROUNDS = 10
 
 
-@dataclass(frozen=True)
-class Registration:
-    """A linear transformation between full-frame coordinates, and how well it is known.
+class _Stars(NamedTuple):
+    """A list's positions (N, 2), their errors (N,) and which can be trusted (N,)."""
 
-    Attributes
-    ----------
-    matrix : ndarray, shape (2, 3)
-        ``image_xy = matrix[:, :2] @ reference_xy + matrix[:, 2]``, 0-based pixels.
-    n_matched : int
-        Stars in the fit.
-    rms : float
-        Root of the mean squared distance between predicted and measured positions, weighted as in the fit, pixels.
-    max_residual : float
-        Largest such distance, pixels.
-    route : str
-        ``id``, ``sky``, ``offset``, ``pattern`` (`gpudia.images.match_stars`) or ``none``.
-    n_expected : int
-        Reference stars that fall within the area of the image's stars.
-    """
-
-    matrix: NDArray[np.float64]
-    n_matched: int = 0
-    rms: float = 0.0
-    max_residual: float = 0.0
-    route: str = "none"
-    n_expected: int = 0
-
-    def apply(self, xy: ArrayLike) -> NDArray[np.float64]:
-        """Reference positions (x, y), shape (..., 2), to image positions."""
-        return _moved(self.matrix, np.asarray(xy, float))
-
-    def inverse(self) -> Registration:
-        """Return the transformation from the image to the reference."""
-        turn = np.linalg.inv(self.matrix[:, :2])
-        matrix = np.column_stack([turn, -turn @ self.matrix[:, 2]])
-        return Registration(matrix, self.n_matched, self.rms, self.max_residual, self.route, self.n_expected)
-
-    def shift_at(self, x: float, y: float) -> tuple[int, int]:
-        """Whole-pixel shift (dx, dy) that takes the reference position (x, y) nearest to its place on the image."""
-        dx, dy = np.floor(self.apply((x, y)) - (x, y) + 0.5).astype(int)
-        return int(dx), int(dy)
-
-    def displacement(self, region: Region) -> float:
-        """Largest displacement over a region that a shift cannot take away, pixels.
-
-        That is ``max |(A - 1)(x - centre)|`` over the region's corners: rotation, scale and shear, but not the fraction
-        of a pixel that is left of the shift at the centre, which the kernel absorbs without loss.
-        """
-        return float(np.hypot(*((region.corners - region.centre) @ (self.matrix[:, :2] - np.eye(2)).T).T).max())
-
-    def orientation(self) -> NDArray[np.int_]:
-        """Return the quarter turn or mirror (2 x 2, entries 0 and +-1) nearest to the transformation."""
-        return min(ORIENTATIONS, key=lambda turn: float(np.sum((self.matrix[:, :2] - turn) ** 2)))
-
-
-def identity_registration() -> Registration:
-    """Return the transformation for images that are registered already: nothing moves, nothing was matched."""
-    return Registration(np.eye(2, 3))
+    xy: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    good: NDArray[np.bool_]
 
 
 class _Fit(NamedTuple):
-    matrix: NDArray[np.float64]
+    map: MapFit
     i: NDArray[np.intp]
     j: NDArray[np.intp]
     rms: float
     max_residual: float
+    excess: float
 
 
 def register(
@@ -106,10 +56,10 @@ def register(
 ) -> Registration:
     """Register an image with the reference by their stars.
 
-    Every route of `match_stars` is tried in turn, until one passes: from its pairs a first transformation, then rounds
-    of matching the nearest stars, fitting with weights from the centroid errors, and clipping. A solution is believed
-    when it has enough stars, its rms is small, and chance would hardly give so many pairs within 1.5 px: the expected
-    number of chance solutions, (pairs of stars to start from) times P(binomial >= n - 2), must be below 0.001.
+    Every route of `match_stars` is tried in turn, until one passes: from the majority of its pairs a first similarity,
+    then rounds of matching the nearest stars, fitting with weights from the centroid errors, and clipping, until the
+    pairs stay the same. A solution is believed when it has enough stars, its rms is small, and chance would hardly give
+    so many pairs: the expected number of chance solutions must be below 0.001. The same lists give the same bits.
 
     Parameters
     ----------
@@ -128,13 +78,15 @@ def register(
     Returns
     -------
     Registration
-        A similarity (also mirrored), or an affine transformation where at least 10 stars ask for it (BIC).
+        A similarity (also mirrored); an affine transformation where at least 10 stars ask for it (BIC); a polynomial
+        of degree 2 or 3 where at least 30 or 60 do, and the affine residuals are more than the centroid errors.
 
     Raises
     ------
     RegistrationError
         No route gave a solution to be believed; says what each one found.
     """
+    reference_stars, stars = _with_position(reference_stars), _with_position(stars)
     for name, table in (("reference", reference_stars), ("image", stars)):
         if len(table) < min_matches:
             raise RegistrationError(f"stars of the {name} must be at least {min_matches}, got {len(table)}")
@@ -148,28 +100,36 @@ def register(
     raise RegistrationError("no trustworthy match with the reference (" + "; ".join(reasons) + ")")
 
 
+def _with_position(stars: Table) -> Table:
+    known = np.isfinite(positions(stars)).all(axis=1)
+    return stars if known.all() else stars[known]
+
+
 def _solve(
     reference_stars: Table, stars: Table, pairs: tuple[NDArray, NDArray], route: str, max_rms: float, min_matches: int
 ) -> Registration:
-    a, b = positions(reference_stars), positions(stars)
-    sigma_a, sigma_b = _centroid_errors(reference_stars), _centroid_errors(stars)
-    good_a, good_b = _good(reference_stars), _good(stars)
-    fit = _first_fit(a, b, *pairs)
-    for tolerance in (4.0, 2.0, TOLERANCE, TOLERANCE, TOLERANCE):
-        before = fit
-        i, j = mutual_neighbours(_moved(fit.matrix, a[good_a]), b[good_b], tolerance)
-        i, j = np.flatnonzero(good_a)[i], np.flatnonzero(good_b)[j]
-        fit = _clipped_fit(a, b, i, j, sigma_a, sigma_b, min_matches)
-        if np.array_equal(fit.i, before.i) and np.array_equal(fit.j, before.j):
-            break
+    a, b = (_Stars(positions(s), _centroid_errors(s), _good(s)) for s in (reference_stars, stars))
+    fit = _first_fit(a.xy, b.xy, *pairs)
+    for tolerance in (4.0, 2.0, TOLERANCE):
+        fit = _settled(fit, a, b, tolerance, min_matches)
     if not fit.rms <= max_rms:
         raise RegistrationError(f"rms must be at most {max_rms} px, got {fit.rms:.3f} from {len(fit.i)} stars")
-    expected = _verify(_moved(fit.matrix, a[good_a]), b[good_b], route)
-    return Registration(fit.matrix, len(fit.i), fit.rms, fit.max_residual, route, expected)
+    expected = _verify(fit.map.apply(a.xy[a.good]), b.xy[b.good], route)
+    kind, matrix, terms, origin, covariance, _ = fit.map
+    return Registration(matrix, len(fit.i), fit.rms, fit.max_residual, route, expected, kind, terms, origin,
+                        covariance * fit.excess)  # fmt: skip
 
 
-def _moved(matrix: NDArray, xy: NDArray) -> NDArray[np.float64]:
-    return xy @ matrix[:, :2].T + matrix[:, 2]
+def _settled(fit: _Fit, a: _Stars, b: _Stars, tolerance: float, min_matches: int) -> _Fit:
+    """Match the nearest stars and fit them, until the pairs stay the same: where it began does not matter then."""
+    for _ in range(_ROUNDS):
+        before = fit
+        i, j = mutual_neighbours(fit.map.apply(a.xy[a.good]), b.xy[b.good], tolerance)
+        scale = np.sqrt(abs(np.linalg.det(fit.map.matrix[:, :2])))
+        fit = _clipped_fit(a, b, np.flatnonzero(a.good)[i], np.flatnonzero(b.good)[j], scale, min_matches)
+        if np.array_equal(fit.i, before.i) and np.array_equal(fit.j, before.j):
+            break
+    return fit
 
 
 def _good(stars: Table) -> NDArray[np.bool_]:
@@ -190,95 +150,68 @@ def _centroid_errors(stars: Table) -> NDArray[np.float64]:
 
 
 def _first_fit(a: NDArray, b: NDArray, i: NDArray, j: NDArray) -> _Fit:
-    """Similarity through the majority of the pairs; wrong pairs (a wrong id, a chance neighbour) drop out."""
-    if len(i) < 3:
-        raise RegistrationError(f"matched stars must be at least 3, got {len(i)}")
-    keep = np.ones(len(i), bool)
-    for _ in range(10):
-        matrix = _similarity(a[i[keep]], b[j[keep]], np.ones(keep.sum()))
-        distance = np.hypot(*(_moved(matrix, a[i]) - b[j]).T)
-        inside = distance <= max(2.5 * float(np.median(distance)), 1.0)
-        if np.array_equal(inside, keep) or inside.sum() < 3:
-            break
-        keep = inside
-    return _Fit(matrix, i[keep], j[keep], float("inf"), float("inf"))
+    """Similarity through the pairs that agree; wrong pairs (a wrong id, a chance neighbour) stay out."""
+    agree = consensus(a[i], b[j])
+    i, j = i[agree], j[agree]
+    return _Fit(fit_similarity(a[i], b[j], np.ones(len(i))), i, j, np.inf, np.inf, 1.0)
 
 
-def _clipped_fit(
-    a: NDArray, b: NDArray, i: NDArray, j: NDArray, sigma_a: NDArray, sigma_b: NDArray, min_matches: int
-) -> _Fit:
-    """Weighted fit of the pairs; those further off than 4 times what is typical for their errors are dropped."""
-    for _ in range(5):
+def _clipped_fit(a: _Stars, b: _Stars, i: NDArray, j: NDArray, scale: float, min_matches: int) -> _Fit:
+    """Weighted fit of the pairs; those further off than 4 times what is typical for their errors are dropped.
+
+    `scale`, pixels of the image for one of the reference, turns the errors of the reference's positions into those of
+    the image.
+    """
+    for _ in range(_ROUNDS):
         if len(i) < min_matches:
             raise RegistrationError(f"matched stars must be at least {min_matches}, got {len(i)}")
-        sigma = np.sqrt(sigma_a[i] ** 2 + sigma_b[j] ** 2 + FLOOR**2)
-        matrix = _linear(a[i], b[j], 1 / sigma)
-        distance = np.hypot(*(_moved(matrix, a[i]) - b[j]).T)
+        sigma = np.sqrt((scale * a.sigma[i]) ** 2 + b.sigma[j] ** 2 + FLOOR**2)
+        fit = fit_map(a.xy[i], b.xy[j], sigma)
+        distance = np.hypot(*(fit.apply(a.xy[i]) - b.xy[j]).T)
         relative = distance / sigma
         keep = relative <= 4 * max(float(np.median(relative)), 1.0)
         if keep.all():
             break
         i, j = i[keep], j[keep]
     rms = float(np.sqrt(np.average(distance**2, weights=sigma**-2)))
-    return _Fit(matrix, i, j, rms, float(distance.max()))
-
-
-def _linear(a: NDArray, b: NDArray, weight: NDArray) -> NDArray[np.float64]:
-    """Similarity, or affine where the two parameters more are worth it by Schwarz' criterion (BIC).
-
-    In crowded fields, where blends move the centroids, a needless affine term costs half the accuracy at the corners.
-    """
-    simple = _similarity(a, b, weight)
-    if len(a) < AFFINE_STARS:
-        return simple
-    full = _affine(a, b, weight)
-    rest = [float(np.sum(((_moved(m, a) - b) * weight[:, None]) ** 2)) for m in (simple, full)]
-    n = 2 * len(a)
-    return full if rest[0] > rest[1] * n ** (2 / n) else simple
-
-
-def _affine(a: NDArray, b: NDArray, weight: NDArray) -> NDArray[np.float64]:
-    """Weighted least squares; `weight` multiplies the equations. Coordinates are taken from their means."""
-    origin = a.mean(axis=0)
-    design = np.column_stack([a - origin, np.ones(len(a))]) * weight[:, None]
-    solution = np.linalg.lstsq(design, b * weight[:, None], rcond=None)[0].T
-    return np.column_stack([solution[:, :2], solution[:, 2] - solution[:, :2] @ origin])
-
-
-def _similarity(a: NDArray, b: NDArray, weight: NDArray) -> NDArray[np.float64]:
-    """Weighted rotation, scale and shift, mirrored or not, whichever fits better [Umeyama 1991 solves the same].
-
-    With z = x + iy the transformation is z' = p z + q, mirrored z' = p conj(z) + q: linear in p and q.
-    """
-    mass = weight**2 / np.sum(weight**2)
-    mean_a, mean_b = mass @ a, mass @ b
-    z, w = ((v - m) @ (1, 1j) for v, m in ((a, mean_a), (b, mean_b)))
-    if not np.sum(mass * np.abs(z) ** 2) > 0:
-        raise RegistrationError("matched stars must differ in position, got one place")
-    best = None
-    for mirrored in (False, True):
-        u = z.conj() if mirrored else z
-        p = np.sum(mass * u.conj() * w) / np.sum(mass * np.abs(u) ** 2)
-        misfit = float(np.sum(mass * np.abs(w - p * u) ** 2))
-        if best is None or misfit < best[0]:
-            sign = -1 if mirrored else 1
-            best = misfit, np.array([[p.real, -sign * p.imag], [p.imag, sign * p.real]])
-    turn = best[1]  # type: ignore[index]
-    return np.column_stack([turn, mean_b - turn @ mean_a])
+    excess = float(np.sum(relative**2)) / max(2 * len(relative) - fit.parameters, 1)
+    return _Fit(fit, i, j, rms, float(distance.max()), max(excess, 1.0))
 
 
 def _verify(predicted: NDArray, measured: NDArray, route: str) -> int:
-    """Refuse what chance could give; return how many reference stars were expected among the image's."""
-    low, high = measured.min(axis=0) - TOLERANCE, measured.max(axis=0) + TOLERANCE
+    """Refuse what chance could give; return how many reference stars were expected among the image's.
+
+    A start is what the route guesses: for a shift one pair of stars, for a similarity two, whose agreement comes free.
+    Of the others n fall on the image, and each meets a star by chance with p = 1 - exp(-density pi r^2). The expected
+    number of chance solutions is (starts) P(binomial(n, p) >= found), for the most telling of some radii r.
+    """
+    low, high = _bounds(measured)
     inside = predicted[np.all((predicted >= low) & (predicted <= high), axis=1)]
-    found = len(mutual_neighbours(inside, measured, TOLERANCE)[0])
-    by_chance = 1 - np.exp(-len(measured) * np.pi * TOLERANCE**2 / float(np.prod(high - low)))
-    # Two pairs fix a similarity, so two agreements come free; ids are no guess, every other route tries many starts.
-    starts = 1 if route == "id" else len(predicted) * len(measured)
-    chance = starts * float(binom.sf(found - 3, max(len(inside) - 2, 1), by_chance))
-    if not chance < 1e-3:
+    density = len(measured) / float(np.prod(high - low))
+    n, m = len(predicted), len(measured)
+    k, h = min(n, MOST_STARS), min(m, MOST_STARS)
+    # a fitted rotation and scale can turn misses of 3 px (how far the routes look) into hits, but only for shifts
+    starts, free, radii = {
+        "id": (2 * HYPOTHESES, 2, (0.2, 0.5, TOLERANCE)), "sky": (n * m, 1, (3.0,)), "offset": (8 * n * m, 1, (3.0,)),
+    }.get(route, (k * (k - 1) * h * (h - 1), 2, (0.2, 0.5, TOLERANCE)))  # fmt: skip
+    chances = []
+    for radius in radii:
+        found = len(mutual_neighbours(inside, measured, radius)[0])
+        by_chance = 1 - np.exp(-density * np.pi * radius**2)
+        more = binom.sf(found - free - 1, max(len(inside) - free, 1), by_chance) if found > free else 1.0
+        chances.append(len(radii) * starts * float(more))
+    if not min(chances) < 1e-3:
         raise RegistrationError(
             f"matched pairs must be more than chance gives, got {found} of {len(inside)} expected "
-            f"({chance:.2g} chance solutions)"
+            f"({min(chances):.2g} chance solutions)"
         )
     return len(inside)
+
+
+def _bounds(xy: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lowest and highest x, y of a list; a few wild positions of many do not count."""
+    low, high = xy.min(axis=0), xy.max(axis=0)
+    if len(xy) >= 20:
+        first, last = np.percentile(xy, (5, 95), axis=0)
+        low, high = np.maximum(low, first - 0.25 * (last - first)), np.minimum(high, last + 0.25 * (last - first))
+    return low - TOLERANCE, high + TOLERANCE

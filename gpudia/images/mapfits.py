@@ -1,0 +1,171 @@
+"""Least squares for maps of the plane: similarity, affine, polynomial, and which of them the pairs ask for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpudia.errors import RegistrationError
+from gpudia.images.transforms import monomials
+
+__all__ = ["HYPOTHESES", "MapFit", "consensus", "fit_map", "fit_similarity"]
+
+#: Stars from which on a map of so many parameters may be fitted: affine, degree 2, degree 3.
+_ENOUGH = {1: 10, 2: 30, 3: 60}
+#: Pairs of pairs that `consensus` tries, mirrored and not.
+HYPOTHESES = 1000
+
+
+class MapFit(NamedTuple):
+    """A fitted map; see `gpudia.images.Registration` for the fields. `covariance` is for the weights as given."""
+
+    kind: str
+    matrix: NDArray[np.float64]
+    terms: NDArray[np.float64]
+    origin: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    parameters: int
+
+    def apply(self, xy: NDArray) -> NDArray[np.float64]:
+        """Positions, shape (..., 2), to mapped ones."""
+        moved = xy @ self.matrix[:, :2].T + self.matrix[:, 2]
+        if self.terms.shape[1]:
+            moved = moved + monomials(xy - self.origin, 2 if self.terms.shape[1] == 3 else 3)[..., 3:] @ self.terms.T
+        return moved
+
+
+def fit_map(a: NDArray, b: NDArray, sigma: NDArray) -> MapFit:
+    """Fit the map from positions `a` to `b`, shape (N, 2), with errors `sigma` (N,), that Schwarz' criterion prefers.
+
+    Minimal ``n ln(chi^2) + k ln n`` with n = 2 N equations and k parameters (BIC with unknown variance) decides between
+    similarity, affine (from 10 stars on) and polynomials of degree 2 and 3 (from 30 and 60 on). A needless term costs
+    accuracy at the corners: a polynomial is only looked at where the affine map leaves residuals that the errors cannot
+    explain, chi^2 per degree of freedom above 1 + 5 sqrt(2 / dof).
+
+    Raises
+    ------
+    RegistrationError
+        All positions are one.
+    """
+    weight = 1 / sigma
+    fits = [fit_similarity(a, b, weight)]
+    for degree, enough in _ENOUGH.items():
+        if len(a) < enough or (degree == 2 and not _misfits(fits[-1], a, b, weight)):
+            break
+        fits.append(_fit_polynomial(a, b, weight, degree))
+    n = 2 * len(a)
+    tiny = 1e-12 * n  # of chi^2: rounding is no reason for a term
+    return min(fits, key=lambda fit: n * np.log(_chi2(fit, a, b, weight) + tiny) + fit.parameters * np.log(n))
+
+
+def _chi2(fit: MapFit, a: NDArray, b: NDArray, weight: NDArray) -> float:
+    return float(np.sum(((fit.apply(a) - b) * weight[:, None]) ** 2))
+
+
+def _misfits(fit: MapFit, a: NDArray, b: NDArray, weight: NDArray) -> bool:
+    free = 2 * len(a) - fit.parameters
+    return _chi2(fit, a, b, weight) / free > 1 + 5 * np.sqrt(2 / free)
+
+
+def _fit_polynomial(a: NDArray, b: NDArray, weight: NDArray, degree: int) -> MapFit:
+    """Weighted least squares; `weight` multiplies the equations. Coordinates from their mean, in units of reach."""
+    origin = a.mean(axis=0)
+    reach = float(np.abs(a - origin).max()) or 1.0
+    design = monomials((a - origin) / reach, degree) * weight[:, None]
+    solution = np.linalg.lstsq(design, (b - b.mean(axis=0)) * weight[:, None], rcond=None)[0].T
+    units = monomials((reach, reach), degree)
+    solution, covariance = solution / units, np.linalg.pinv(design.T @ design) / np.outer(units, units)
+    solution[:, 2] += b.mean(axis=0)
+    matrix = np.column_stack([solution[:, :2], solution[:, 2] - solution[:, :2] @ origin])
+    kind = "affine" if degree == 1 else "polynomial"
+    return MapFit(kind, matrix, solution[:, 3:], origin, covariance, 2 * len(units))
+
+
+def fit_similarity(a: NDArray, b: NDArray, weight: NDArray) -> MapFit:
+    """Weighted rotation, scale and shift, mirrored or not, whichever fits better [Umeyama 1991 solves the same].
+
+    With z = x + iy the transformation is z' = p z + q, mirrored z' = p conj(z) + q: linear in p and q, which are
+    independent when z is counted from its mean, with variances 1 / sum w^2 |z|^2 and 1 / sum w^2.
+
+    Raises
+    ------
+    RegistrationError
+        All positions are one.
+    """
+    mass = weight**2 / np.sum(weight**2)
+    mean_a, mean_b = mass @ a, mass @ b
+    z, w = ((v - m) @ (1, 1j) for v, m in ((a, mean_a), (b, mean_b)))
+    spread = float(np.sum(mass * np.abs(z) ** 2))
+    if not spread > 0:
+        raise RegistrationError("matched stars must differ in position, got one place")
+    best = None
+    for mirrored in (False, True):
+        u = z.conj() if mirrored else z
+        p = np.sum(mass * u.conj() * w) / spread
+        misfit = float(np.sum(mass * np.abs(w - p * u) ** 2))
+        if best is None or misfit < best[0]:
+            sign = -1 if mirrored else 1
+            best = misfit, np.array([[p.real, -sign * p.imag], [p.imag, sign * p.real]])
+    turn = best[1]  # type: ignore[index]
+    matrix = np.column_stack([turn, mean_b - turn @ mean_a])
+    covariance = np.diag([1 / spread, 1 / spread, 1.0]) / np.sum(weight**2)
+    return MapFit("similarity", matrix, np.zeros((2, 0)), mean_a, covariance, 4)
+
+
+def consensus(a: NDArray, b: NDArray, tolerance: float = 3.0) -> NDArray[np.bool_]:
+    """Say which pairs of positions, shape (N, 2) each, agree on the one similarity that most of them agree on.
+
+    Two pairs give a similarity, mirrored or not; all pairs of pairs are tried, or 1000 drawn with a seed of their own
+    where there are more (RANSAC). With a fifth of the pairs right that leaves 40 right ones; the result is the same
+    from call to call.
+
+    Parameters
+    ----------
+    a, b : ndarray
+        Row k of both may be the same star.
+    tolerance : float
+        Pixels of `b`.
+
+    Raises
+    ------
+    RegistrationError
+        Fewer than three pairs agree.
+    """
+    first, second = _couples(len(a))
+    z, w = a @ (1, 1j), b @ (1, 1j)
+    sample = slice(None, None, max(1, len(a) // 500))  # enough to count agreement
+    best, agree = 0, np.zeros(len(a), bool)
+    for u in (z, z.conj()):
+        base = u[second] - u[first]
+        # neighbours say little about rotation and scale
+        far = np.abs(base) > min(20.0, 0.5 * float(np.abs(base).max(initial=0)))
+        one, base = first[far], base[far]
+        p = (w[second[far]] - w[one]) / base
+        sane = (np.abs(p) > 0.2) & (np.abs(p) < 5)
+        p, one = p[sane], one[sane]
+        if not len(p):
+            continue
+        q = w[one] - p * u[one]
+        counts = (np.abs(p[:, None] * u[None, sample] + q[:, None] - w[None, sample]) <= tolerance).sum(axis=1)
+        k = int(np.argmax(counts))
+        if counts[k] > best:
+            best, agree = int(counts[k]), np.abs(p[k] * u + q[k] - w) <= tolerance
+    for _ in range(10):
+        if agree.sum() < 3:
+            raise RegistrationError(f"matched stars must be at least 3, got {int(agree.sum())} that agree")
+        fit = fit_similarity(a[agree], b[agree], np.ones(agree.sum()))
+        again = np.hypot(*(fit.apply(a) - b).T) <= tolerance
+        if np.array_equal(again, agree) or again.sum() < agree.sum():
+            break
+        agree = again
+    return agree
+
+
+def _couples(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    if n * (n - 1) // 2 <= HYPOTHESES:
+        return np.triu_indices(n, 1)
+    rng = np.random.default_rng(n)
+    first = rng.integers(0, n, HYPOTHESES)
+    return first, (first + rng.integers(1, n, HYPOTHESES)) % n
