@@ -109,9 +109,10 @@ def _solve(
     reference_stars: Table, stars: Table, pairs: tuple[NDArray, NDArray], route: str, max_rms: float, min_matches: int
 ) -> Registration:
     a, b = (_Stars(positions(s), _centroid_errors(s), _good(s)) for s in (reference_stars, stars))
-    fit = _first_fit(a.xy, b.xy, *pairs)
+    most = _clear_radius(b.xy[b.good])
+    fit = _first_fit(a.xy, b.xy, *pairs, min(3.0, 2 * most))
     for tolerance in (4.0, 2.0, TOLERANCE):
-        fit = _settled(fit, a, b, tolerance, min_matches)
+        fit = _settled(fit, a, b, min(tolerance, most), min_matches)
     if not fit.rms <= max_rms:
         raise RegistrationError(f"rms must be at most {max_rms} px, got {fit.rms:.3f} from {len(fit.i)} stars")
     expected = _verify(fit.map.apply(a.xy[a.good]), b.xy[b.good], route)
@@ -149,9 +150,14 @@ def _centroid_errors(stars: Table) -> NDArray[np.float64]:
     return np.where(np.isfinite(sigma), sigma, 1.0)
 
 
-def _first_fit(a: NDArray, b: NDArray, i: NDArray, j: NDArray) -> _Fit:
+def _clear_radius(xy: NDArray) -> float:
+    """Distance within which one star of ten has another by chance, pixels: wider matching is noise in crowded lists."""
+    return max(0.5, float(np.sqrt(0.1 / (np.pi * _density(xy)))))
+
+
+def _first_fit(a: NDArray, b: NDArray, i: NDArray, j: NDArray, tolerance: float) -> _Fit:
     """Similarity through the pairs that agree; wrong pairs (a wrong id, a chance neighbour) stay out."""
-    agree = consensus(a[i], b[j])
+    agree = consensus(a[i], b[j], tolerance)
     i, j = i[agree], j[agree]
     return _Fit(fit_similarity(a[i], b[j], np.ones(len(i))), i, j, np.inf, np.inf, 1.0)
 
@@ -187,7 +193,7 @@ def _verify(predicted: NDArray, measured: NDArray, route: str) -> int:
     """
     low, high = _bounds(measured)
     inside = predicted[np.all((predicted >= low) & (predicted <= high), axis=1)]
-    density = len(measured) / float(np.prod(high - low))
+    density = _density(measured)
     n, m = len(predicted), len(measured)
     k, h = min(n, MOST_STARS), min(m, MOST_STARS)
     # a fitted rotation and scale can turn misses of 3 px (how far the routes look) into hits, but only for shifts
@@ -206,6 +212,12 @@ def _verify(predicted: NDArray, measured: NDArray, route: str) -> int:
             f"({min(chances):.2g} chance solutions)"
         )
     return len(inside)
+
+
+def _density(xy: NDArray) -> float:
+    """Stars per square pixel."""
+    low, high = _bounds(xy)
+    return len(xy) / float(np.prod(high - low))
 
 
 def _bounds(xy: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
