@@ -12,7 +12,7 @@ from astropy.table import Table
 from astropy.wcs import WCS, Sip
 from numpy.polynomial.polynomial import polyval2d
 
-from gpudia.images import Registration, write_hdus
+from gpudia.images import Region, Registration, whole_frame, write_hdus
 from gpudia.model import DifferenceStack
 
 __all__ = ["layer_names", "result_layers", "wcs_of_image", "write_layers"]
@@ -74,7 +74,8 @@ def wcs_of_image(wcs: WCS, registration: Registration, shape: tuple[int, int]) -
     """World coordinates of an image's own pixels: those of the reference, moved by the registration.
 
     With p_image = A p + t the linear part becomes CD A^-1 about A crpix + t. A SIP distortion s(u) becomes
-    A s(A^-1 u), a polynomial of the same degree. Both are exact; distortion tables are left out.
+    A s(A^-1 u), a polynomial of the same degree. Both are exact; distortion tables are left out, and of a registration
+    with polynomial terms the affine map that is nearest to it over the frame is taken.
 
     Parameters
     ----------
@@ -85,14 +86,22 @@ def wcs_of_image(wcs: WCS, registration: Registration, shape: tuple[int, int]) -
     shape : (H, W)
         Of the image.
     """
-    turn = registration.matrix[:, :2]
+    straight = registration.local(_reference_area(registration, shape))[0]
+    turn = straight[:, :2]
     moved = WCS(wcs.to_header(relax=True))
-    moved.wcs.crpix = registration.apply(wcs.wcs.crpix - 1) + 1
+    moved.wcs.crpix = turn @ (wcs.wcs.crpix - 1) + straight[:, 2] + 1
     moved.wcs.pc = wcs.pixel_scale_matrix @ np.linalg.inv(turn)
     moved.wcs.cdelt = 1.0, 1.0
     if wcs.sip is not None:
         moved.sip = _moved_sip(wcs.sip, turn, moved.wcs.crpix, max(shape))
     return moved
+
+
+def _reference_area(registration: Registration, shape: tuple[int, int]) -> Region:
+    """Pixels of the reference that an image of this shape covers."""
+    corners = registration.to_reference(whole_frame(shape).corners)
+    low, high = np.floor(corners.min(axis=0)).astype(int), np.ceil(corners.max(axis=0)).astype(int)
+    return Region(int(low[0]), int(low[1]), (int(high[1] - low[1] + 1), int(high[0] - low[0] + 1)))
 
 
 def _moved_sip(sip: Sip, turn: np.ndarray, crpix: np.ndarray, side: int) -> Sip:

@@ -22,6 +22,9 @@ ROUTES = ("id", "sky", "offset", "pattern")
 #: So many pairs are no chance, where they are also a good share of the stars: the search can end.
 _CLEAR = 10
 
+#: Largest offset to look for, pixels: the search takes memory by its square.
+_FARTHEST = 6000.0
+
 Pairs = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
@@ -130,7 +133,7 @@ def _by_sky(
         raise RegistrationError("sky positions of the reference stars must differ, got one place")
     a, b = planes[0] / scale, planes[1] / scale
     bright_a, bright_b = (_by_flux(s[rows]) for s, rows in ((reference_stars, rows_a), (stars, rows_b)))
-    reach = min(max_offset / scale, float(np.ptp(xy, axis=0).max()))
+    reach = min(max_offset / scale, 4 * _reach(xy))
     i, j = _by_offset(a, b, bright_a, bright_b, max_offset=max(reach, 10.0))
     return rows_a[i], rows_b[j]
 
@@ -156,7 +159,7 @@ def _sky(stars: Table, wcs: WCS | None) -> tuple[SkyCoord, NDArray[np.intp]]:
 
 def _by_offset(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray, max_offset: float) -> Pairs:
     """Pairs after the shift on which most differences between bright stars agree."""
-    cell = 2.0  # pixels
+    cell, max_offset = 2.0, min(max_offset, _FARTHEST)  # pixels
     difference = (b[bright_b][None] - a[bright_a][:, None]).reshape(-1, 2)
     difference = difference[(np.abs(difference) <= max_offset).all(axis=1)]
     if not len(difference):
@@ -174,8 +177,8 @@ def _by_offset(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray, max
 
 def _by_turns(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray) -> Pairs:
     """Common offset after the quarter turn or mirror that gives most pairs; unturned if that pairs half the stars."""
-    a, b = a - (a.min(axis=0) + a.max(axis=0)) / 2, b - (b.min(axis=0) + b.max(axis=0)) / 2
-    reach = float(max(np.ptp(a, axis=0).max(), np.ptp(b, axis=0).max())) / 2
+    a, b = a - np.median(a, axis=0), b - np.median(b, axis=0)
+    reach = 2 * max(_reach(a), _reach(b))  # 0.75 of the side of an evenly filled square
     best: Pairs = (np.zeros(0, np.intp), np.zeros(0, np.intp))
     for turn in ORIENTATIONS:
         try:

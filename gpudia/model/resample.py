@@ -10,12 +10,15 @@ import numpy as np
 from gpudia.backend import backend_of
 from gpudia.errors import InputError
 from gpudia.model.planes import smooth
+from gpudia.model.polynomials import exponents
 
 __all__ = ["Resampled", "resample"]
 
 _LOBES = 3
 #: A masked pixel spoils an output pixel when its coefficient is above this.
 _NEGLIGIBLE = 0.02
+#: Coefficients of a map by its degree.
+_COUNTS = {3: 1, 6: 2, 10: 3}
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def _lanczos(fraction: Any, xp: Any) -> list[Any]:
 
 
 def resample(images: Any, variances: Any, masks: Any, matrices: Any, shape: tuple[int, int]) -> Resampled:
-    """Resample images by affine maps with a Lanczos-3 kernel.
+    """Resample images by affine or polynomial maps with a Lanczos-3 kernel.
 
     Parameters
     ----------
@@ -56,20 +59,22 @@ def resample(images: Any, variances: Any, masks: Any, matrices: Any, shape: tupl
         ADU and ADU^2.
     masks : bool array (B, h, w)
         True = ignore. An output pixel is masked when a masked or missing pixel has a coefficient above 2 %.
-    matrices : host array (B, 2, 3), float64
-        Output pixel (x, y) to input pixel: ``x_in = m[0, 0] x + m[0, 1] y + m[0, 2]``, and so for y with ``m[1]``.
+    matrices : host array (B, 2, 3), (B, 2, 6) or (B, 2, 10), float64
+        Output pixel (x, y) to input pixel: ``x_in = m[0, 0] x + m[0, 1] y + m[0, 2]``, and so for y with ``m[1]``;
+        for polynomials followed by the coefficients of x^2, x y, y^2 and x^3, x^2 y, x y^2, y^3.
     shape : (H, W)
         Of the output.
 
     Returns
     -------
     Resampled
-        Fluxes are conserved: values are multiplied by the area of an output pixel on the input, ``|det m|``. Maps onto
-        pixel centres (whole shifts, quarter turns, mirrors) are exact.
+        Fluxes are conserved: values are multiplied by the area of an output pixel on the input, the determinant of the
+        map's derivative. Maps onto pixel centres (whole shifts, quarter turns, mirrors) are exact.
     """
     matrices = np.asarray(matrices, float)
-    if matrices.shape != (len(images), 2, 3) or not np.isfinite(matrices).all():
-        raise InputError(f"matrices must be finite and of shape ({len(images)}, 2, 3), got {matrices.shape}")
+    if (matrices.ndim != 3 or matrices.shape[:2] != (len(images), 2) or matrices.shape[2] not in _COUNTS
+            or not np.isfinite(matrices).all()):
+        raise InputError(f"matrices must be finite and of shape ({len(images)}, 2, 3, 6 or 10), got {matrices.shape}")
     backend = backend_of(images, variances, masks)
     xp = backend.xp
     planes = backend.run_all(lambda i: _one(images[i], variances[i], masks[i], matrices[i], shape), range(len(images)))
@@ -85,7 +90,7 @@ def _one(image: Any, variance: Any, mask: Any, matrix: np.ndarray, shape: tuple[
     image = xp.where(good, image, smooth(image[None], good[None])[0]).reshape(-1)
     variance = xp.where(good, variance.astype(xp.float64), 0.0).reshape(-1)
     bad = (~good).reshape(-1)
-    x0, fx, y0, fy = _positions([[float(v) for v in row] for row in matrix], shape, xp)
+    x0, fx, y0, fy = _positions(matrix, shape, xp)
     wx, wy = _lanczos(fx, xp), _lanczos(fy, xp)
     data, noise, norm = xp.zeros(shape), xp.zeros(shape), xp.zeros(shape)
     masked = xp.zeros(shape, dtype=bool)
@@ -101,17 +106,39 @@ def _one(image: Any, variance: Any, mask: Any, matrix: np.ndarray, shape: tuple[
             noise = noise + c * c * variance[index]
             norm = norm + c * c
             masked |= (xp.abs(c) > _NEGLIGIBLE) & (bad[index] | ~(row_ok & (x >= 0) & (x < width)))
-    area = float(abs(np.linalg.det(matrix[:, :2])))
+    area = _area(matrix, shape, xp)
     return data * area, noise * area**2, masked, noise / norm * area**2
 
 
-def _positions(matrix: list[list[float]], shape: tuple[int, int], xp: Any) -> tuple[Any, Any, Any, Any]:
+def _positions(matrix: np.ndarray, shape: tuple[int, int], xp: Any) -> tuple[Any, Any, Any, Any]:
     """Input pixel below each output pixel, and the fraction beyond it, for x and y."""
     y, x = xp.arange(shape[0], dtype=xp.float64)[:, None], xp.arange(shape[1], dtype=xp.float64)[None]
     out = []
-    for a, b, c in matrix:
+    for a, b, c, *higher in matrix.tolist():
         position = a * x + b * y + c
+        for k, (i, j) in zip(higher, _powers(len(higher)), strict=True):
+            position = position + k * x**i * y**j
         whole = xp.floor(position + 1e-9)
         fraction = position - whole
         out += [whole.astype(xp.int64), xp.where(xp.abs(fraction) < 1e-9, 0.0, fraction)]
     return out[0], out[1], out[2], out[3]
+
+
+def _powers(count: int) -> list[tuple[int, int]]:
+    """Powers (i, j) of x^i y^j of so many terms beyond the linear ones."""
+    return exponents(_COUNTS[3 + count])[3:]
+
+
+def _area(matrix: np.ndarray, shape: tuple[int, int], xp: Any) -> Any:
+    """Area of output pixels on the input: one number, or a plane where the map is no affine one."""
+    if matrix.shape[1] == 3:
+        return float(abs(np.linalg.det(matrix[:, :2])))
+    y, x = xp.arange(shape[0], dtype=xp.float64)[:, None], xp.arange(shape[1], dtype=xp.float64)[None]
+    slopes = []
+    for a, b, _, *higher in matrix.tolist():
+        along_x, along_y = a, b
+        for k, (i, j) in zip(higher, _powers(len(higher)), strict=True):
+            along_x = along_x + k * i * x ** max(i - 1, 0) * y**j
+            along_y = along_y + k * j * x**i * y ** max(j - 1, 0)
+        slopes.append((along_x, along_y))
+    return xp.abs(slopes[0][0] * slopes[1][1] - slopes[0][1] * slopes[1][0])

@@ -38,6 +38,8 @@ _INPUT_PLANES = 8
 #: What the job keeps of every image until it is downloaded.
 _KEEP = ("covariance", "image_variance")
 _MOST_IMAGES = 64
+#: Predicted error of a registration over the region from which on it is called poor, pixels.
+_POOR = 0.1
 
 
 @dataclass
@@ -282,9 +284,13 @@ def _note_numbers(look: Look, stack: DifferenceStack, i: int, bits: Any, referen
     if look is not reference.look and not 0.5 < chi2 < 2.0:
         look.flags |= FRAME_FLAGS.bad_chi2
     registration = look.registration
+    if registration.uncertainty(reference.region) > _POOR:
+        look.flags |= FRAME_FLAGS.poor_registration
     dx, dy = registration.apply(reference.region.centre) - np.array(reference.region.centre)
     look.numbers = {
         "shift_x": float(dx), "shift_y": float(dy), "registration_rms": registration.rms,
+        "registration_max": registration.max_residual, "registration_kind": registration.kind,
+        "registration_error": registration.uncertainty(reference.region),
         "n_matched": registration.n_matched, "route": registration.route, "scale": float(stack.scale[i]),
         "scale_err": float(stack.scale_error[i]), "chi2": chi2, "noise_gain": float(stack.noise_gain[i]),
         "n_masked": int(((bits & (255 - PIXEL_FLAGS.clipped)) != 0).sum()), "n_clipped": int(stack.n_clipped[i]),

@@ -30,8 +30,9 @@ __all__ = ["RunResult", "difference_hdus", "provenance", "write_difference", "wr
 
 log = logging.getLogger("gpudia.pipeline")
 
-_NUMBERS = ("shift_x", "shift_y", "registration_rms", "n_matched", "route", "scale", "scale_err", "epsilon",
-            "epsilon_err", "chi2", "noise_gain", "n_masked", "n_clipped", "n_pixels", "iterations")
+_NUMBERS = ("shift_x", "shift_y", "registration_rms", "registration_max", "registration_error", "n_matched", "route",
+            "registration_kind", "scale", "scale_err", "epsilon", "epsilon_err", "chi2", "noise_gain", "n_masked",
+            "n_clipped", "n_pixels", "iterations")
 _WHOLE = ("n_matched", "n_masked", "n_clipped", "n_pixels", "iterations")
 
 
@@ -173,13 +174,14 @@ def epoch_table(looks: Sequence[Look]) -> Table:
     table["fwhm"] = [math.nan if look.quality is None else look.quality.fwhm for look in looks]
     table["sky"] = [math.nan if look.quality is None else look.quality.sky for look in looks]
     for name in _NUMBERS:
-        missing: Any = "" if name == "route" else -1 if name in _WHOLE else math.nan
+        missing: Any = "" if name in ("route", "registration_kind") else -1 if name in _WHOLE else math.nan
         table[name] = [look.numbers.get(name, missing) for look in looks]
     table["seconds"] = [round(look.seconds, 3) for look in looks]
     table["mjd"].description = "mid-exposure, UTC, days"
     table["flags"].description = "bits of gpudia.flags.FRAME_FLAGS"
     for name, unit in (("mjd", "d"), ("fwhm", "pix"), ("sky", "adu"), ("shift_x", "pix"), ("shift_y", "pix"),
-                       ("registration_rms", "pix"), ("seconds", "s")):
+                       ("registration_rms", "pix"), ("registration_max", "pix"), ("registration_error", "pix"),
+                       ("seconds", "s")):
         table[name].unit = unit
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +22,18 @@ __all__ = ["Prepared", "PreparedBatch", "place_batch", "prepare"]
 #: fields: chi^2 per pixel stays within 2 % of that of perfectly aligned frames). Beyond it the frame is resampled.
 _ABSORBED = {0: 0.1, 1: 0.4}
 _ABSORBED_BY_HIGHER = 1.0
+#: An affine map does for a region where it is nearer than this to the registration, pixels.
+_STRAIGHT = 0.05
 #: Pixels around the mapped region that the interpolation needs.
 _MARGIN = 5
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One frame cut for the solve, host side. `matrix` maps region pixels to those of `cutout`; None: they agree."""
+    """One frame cut for the solve, host side.
+
+    `matrix` maps region pixels to those of `cutout`, as `gpudia.model.resample` takes it; None: they agree.
+    """
 
     cutout: Frame
     matrix: np.ndarray | None
@@ -61,16 +67,20 @@ def prepare(frame: Frame, registration: Registration, region: Region, config: Ru
     centre = np.array(region.centre)
     turn = registration.orientation()
     limit = _ABSORBED.get(config.spatial_degree, _ABSORBED_BY_HIGHER)
-    offsets = (region.corners - centre) @ (registration.matrix[:, :2] - turn).T
-    interpolate = config.resample == "always" or (config.resample == "auto" and np.hypot(*offsets.T).max() > limit)
+    interpolate = config.resample == "always" or (
+        config.resample == "auto" and registration.displacement(region, turn) > limit)
     flags = FRAME_FLAGS.resampled if interpolate else 0
     if not interpolate and (turn == np.eye(2)).all():
         cutout = cut(frame, region.shifted(*registration.shift_at(*region.centre)))
         return _checked(Prepared(cutout, None, False, cutout.flags | flags), region)
-    matrix = registration.matrix if interpolate else _whole_pixels(registration, turn, centre)
-    part = _bounding_region(matrix, region)
+    matrix, deviation = registration.local(region) if interpolate else (_whole_pixels(registration, turn, centre), 0.0)
+    part = _bounding_region(matrix, region, _MARGIN + math.ceil(deviation))
     cutout = cut(frame, part)
-    inner = np.column_stack([matrix[:, :2], matrix[:, :2] @ region.origin + matrix[:, 2] - part.origin])
+    if deviation > _STRAIGHT:
+        inner = registration.coefficients(region)
+        inner[:, 2] -= part.origin
+    else:
+        inner = np.column_stack([matrix[:, :2], matrix[:, :2] @ region.origin + matrix[:, 2] - part.origin])
     return _checked(Prepared(cutout, inner, interpolate, cutout.flags | flags), region)
 
 
@@ -80,10 +90,10 @@ def _whole_pixels(registration: Registration, turn: np.ndarray, centre: np.ndarr
     return np.column_stack([turn, np.floor(shift + 0.5)]).astype(float)
 
 
-def _bounding_region(matrix: np.ndarray, region: Region) -> Region:
+def _bounding_region(matrix: np.ndarray, region: Region, margin: int) -> Region:
     corners = region.corners @ matrix[:, :2].T + matrix[:, 2]
-    low = np.floor(corners.min(axis=0)).astype(int) - _MARGIN
-    high = np.ceil(corners.max(axis=0)).astype(int) + _MARGIN
+    low = np.floor(corners.min(axis=0)).astype(int) - margin
+    high = np.ceil(corners.max(axis=0)).astype(int) + margin
     return Region(int(low[0]), int(low[1]), (int(high[1] - low[1] + 1), int(high[0] - low[0] + 1)))
 
 
