@@ -90,3 +90,10 @@ def test_the_engines_groups_run_on_small_frames(group):
                           timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert group in done.stdout
+
+
+def test_the_registration_bench_finds_no_wrong_one():
+    done = subprocess.run([sys.executable, str(BENCH / "registration.py"), "--small"], capture_output=True, text=True,
+                          timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "simulated" in done.stdout

@@ -100,6 +100,15 @@ class TestRandomCases:
         assert 0.82 - 4 / np.sqrt(60) < mean < 1 + 4 / np.sqrt(60)
 
 
+    def test_lists_without_errors_are_judged_by_their_residuals(self):
+        a, b = two_lists(straight(turned(7.0)), n=100, error=0.01)
+        known = register(a, b).uncertainty(AREA)
+        for table in (a, b):
+            table.remove_columns(["x_err", "y_err"])
+        # the errors stated are sqrt(2 * 0.01^2 + 0.02^2) = 0.024 px, the residuals are 0.014 px
+        assert register(a, b).uncertainty(AREA) == pytest.approx(known * 0.0141 / 0.0245, rel=4 / np.sqrt(2 * 200))
+
+
 class TestBadCatalogs:
     def ids(self, wrong, seed=1):
         a, b = two_lists(straight(turned(40.0)), n=100)

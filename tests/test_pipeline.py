@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import Table
 from astropy.timeseries import TimeSeries
+from astropy.wcs import WCS
 from scipy.ndimage import gaussian_filter
 
 import gpudia
@@ -94,6 +96,46 @@ def test_registration_and_scale_are_the_truth(done, series):
         # a kernel of 15 px leaves up to 2 % of the light of the widest PSF outside
         assert row["scale"] == pytest.approx(truth, abs=4 * row["scale_err"] + 0.02 * truth)
         assert row["chi2"] < 1.3
+
+
+def test_how_well_each_frame_is_registered_is_in_the_table(done, series):
+    epochs = Table.read(done / "epochs.ecsv")
+    reference = reference_of(series, done).name
+    itself = np.asarray(epochs["name"]) == reference
+    assert (np.asarray(epochs["registration_kind"])[itself] == "shift").all()
+    assert set(epochs["registration_kind"][~itself]) <= {"similarity", "affine"}
+    assert (np.asarray(epochs["registration_error"])[itself] == 0).all()
+    error, rms, largest = (np.asarray(epochs[f"registration_{c}"])[~itself] for c in ("error", "rms", "max"))
+    assert ((error > 0) & (error < 0.2)).all()
+    assert ((rms < largest) & (largest <= 1.5)).all()
+
+
+def test_products_have_the_sky_of_the_reference_whatever_the_wcs_of_an_image(done, frames, series, target, tmp_path):
+    """One frame's WCS is off by 30 arcsec, another has none: same registrations, same sky on every product."""
+    reference = reference_of(series, done)
+    folder = tmp_path / "in"
+    shutil.copytree(frames, folder)
+    off, without = [p for p in sorted(folder.iterdir()) if not p.name.startswith(reference.name)][:2]
+    with fits.open(off, mode="update") as hdus:
+        hdus["SCI"].header["CRVAL2"] += 30 / 3600
+    with fits.open(without, mode="update") as hdus:
+        header = hdus["SCI"].header
+        for key in [k for k in header if k.startswith(("CTYPE", "CRVAL", "CRPIX", "CUNIT", "CDELT", "CD1_", "CD2_"))]:
+            del header[key]
+        assert not WCS(header).has_celestial
+    chosen = next(p for p in folder.iterdir() if p.name.startswith(reference.name))
+    output = tmp_path / "out"
+    assert main(["run", str(folder), *target, "--reference", str(chosen), "--output", str(output), "--quiet"]) == 0
+    before, after = (Table.read(o / "epochs.ecsv") for o in (done, output))
+    for column in ("shift_x", "shift_y"):
+        np.testing.assert_allclose(after[column], before[column], rtol=0, atol=1e-6)
+    sky = SkyCoord(*(np.asarray(series.truth[c][:5]) for c in ("ra", "dec")), unit="deg")
+    for path in [output / "reference.fits", *(output / "difference").glob("*.fits")]:
+        with fits.open(path) as hdus:
+            plane = hdus["IMAGE" if path.name == "reference.fits" else "DIFF"].header
+            x0, y0 = (fits.getval(output / "reference.fits", key) for key in ("X0", "Y0"))
+        want = np.array(reference.wcs.world_to_pixel(sky)) - np.array([[x0], [y0]])
+        np.testing.assert_allclose(WCS(plane).world_to_pixel(sky), want, rtol=0, atol=1e-6)
 
 
 def test_the_target_light_curve_follows_the_event(done, series):

@@ -28,11 +28,12 @@ _ROUNDS = 10
 
 
 class _Stars(NamedTuple):
-    """A list's positions (N, 2), their errors (N,) and which can be trusted (N,)."""
+    """A list's positions (N, 2), their errors (N,), which can be trusted (N,), and whether the errors came with it."""
 
     xy: NDArray[np.float64]
     sigma: NDArray[np.float64]
     good: NDArray[np.bool_]
+    measured: bool
 
 
 class _Fit(NamedTuple):
@@ -108,7 +109,9 @@ def _with_position(stars: Table) -> Table:
 def _solve(
     reference_stars: Table, stars: Table, pairs: tuple[NDArray, NDArray], route: str, max_rms: float, min_matches: int
 ) -> Registration:
-    a, b = (_Stars(positions(s), _centroid_errors(s), _good(s)) for s in (reference_stars, stars))
+    a, b = (
+        _Stars(positions(s), _centroid_errors(s), _good(s), "x_err" in s.colnames) for s in (reference_stars, stars)
+    )
     most = _clear_radius(b.xy[b.good])
     fit = _first_fit(a.xy, b.xy, *pairs, min(3.0, 2 * most))
     for tolerance in (4.0, 2.0, TOLERANCE):
@@ -180,8 +183,11 @@ def _clipped_fit(a: _Stars, b: _Stars, i: NDArray, j: NDArray, scale: float, min
             break
         i, j = i[keep], j[keep]
     rms = float(np.sqrt(np.average(distance**2, weights=sigma**-2)))
-    excess = float(np.sum(relative**2)) / max(2 * len(relative) - fit.parameters, 1)
-    return _Fit(fit, i, j, rms, float(distance.max()), max(excess, 1.0))
+    free = 2 * len(relative) - fit.parameters
+    excess = float(np.sum(relative**2)) / max(free, 1)
+    if a.measured or b.measured or free < 10:  # errors that were guessed can also be too large
+        excess = max(excess, 1.0)
+    return _Fit(fit, i, j, rms, float(distance.max()), excess)
 
 
 def _verify(predicted: NDArray, measured: NDArray, route: str) -> int:

@@ -161,8 +161,8 @@ class Registration:
     def uncertainty(self, region: Region) -> float:
         """Predicted error of mapped positions over a region, pixels: sqrt(sigma_x^2 + sigma_y^2) at its worst point.
 
-        From the covariance of the fit, scaled up where the residuals exceed the centroid errors: grows outside the area
-        of the matched stars. 0 where nothing was fitted.
+        From the covariance of the fit, scaled up where the residuals exceed the centroid errors, and to the residuals
+        where the lists state no errors: grows outside the area of the matched stars. 0 where nothing was fitted.
         """
         terms = monomials(_lattice(region) - self.origin, _DEGREES[len(self.covariance)])
         variance = np.einsum("nk,kl,nl->n", terms, self.covariance, terms)
