@@ -76,6 +76,14 @@ class TestRandomCases:
         assert sum(o.verdict == "good" for o in outcomes) > 100
         assert all(o.reason for o in outcomes if o.verdict == "refused")
 
+    def test_a_cluster_is_not_chance_agreement(self):
+        """Half of the stars within 30 px: laid on each other they pair many."""
+        rng = np.random.default_rng(3)
+        a, b = (star_table(np.concatenate([rng.normal(500, 30, (80, 2)), rng.uniform(0, 1000, (80, 2))]),
+                           10 ** rng.uniform(3, 5, 160), 0.05) for _ in range(2))
+        with pytest.raises(RegistrationError, match="no trustworthy match"):
+            register(a, b)
+
     @settings(max_examples=30, deadline=None, derandomize=True)
     @given(angle=st.floats(-180, 180), mirror=st.sampled_from([-1, 1]), scale=st.floats(0.5, 2),
            dx=st.floats(-200, 200), dy=st.floats(-200, 200), wcs=st.booleans())

@@ -36,13 +36,13 @@ class MapFit(NamedTuple):
         return moved
 
 
-def fit_map(a: NDArray, b: NDArray, sigma: NDArray) -> MapFit:
+def fit_map(a: NDArray, b: NDArray, sigma: NDArray, most: int = 3) -> MapFit:
     """Fit the map from positions `a` to `b`, shape (N, 2), with errors `sigma` (N,), that Schwarz' criterion prefers.
 
     Minimal ``n ln(chi^2) + k ln n`` with n = 2 N equations and k parameters (BIC with unknown variance) decides between
     similarity, affine (from 10 stars on) and polynomials of degree 2 and 3 (from 30 and 60 on). A needless term costs
     accuracy at the corners: a polynomial is only looked at where the affine map leaves residuals that the errors cannot
-    explain, chi^2 per degree of freedom above 1 + 5 sqrt(2 / dof).
+    explain, chi^2 per degree of freedom above 1 + 5 sqrt(2 / dof), and up to the degree `most`.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def fit_map(a: NDArray, b: NDArray, sigma: NDArray) -> MapFit:
     weight = 1 / sigma
     fits = [fit_similarity(a, b, weight)]
     for degree, enough in _ENOUGH.items():
-        if len(a) < enough or (degree == 2 and not _misfits(fits[-1], a, b, weight)):
+        if degree > most or len(a) < enough or (degree == 2 and not _misfits(fits[-1], a, b, weight)):
             break
         fits.append(_fit_polynomial(a, b, weight, degree))
     n = 2 * len(a)

@@ -8,6 +8,7 @@ import numpy as np
 from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 from scipy.stats import binom
 
 from gpudia.errors import RegistrationError
@@ -114,8 +115,10 @@ def _solve(
     )
     most = _clear_radius(b.xy[b.good])
     fit = _first_fit(a.xy, b.xy, *pairs, min(3.0, 2 * most))
-    for tolerance in (4.0, 2.0, TOLERANCE):
-        fit = _settled(fit, a, b, min(tolerance, most), min_matches)
+    for tolerance, degree in ((4.0, 1), (2.0, 1), (TOLERANCE, 1), (2.0, 3), (TOLERANCE, 3)):
+        # a polynomial of part of the stars goes astray where the others are
+        if degree == 1 or _covers(fit, a, b):
+            fit = _settled(fit, a, b, min(tolerance, most), degree, min_matches)
     if not fit.rms <= max_rms:
         raise RegistrationError(f"rms must be at most {max_rms} px, got {fit.rms:.3f} from {len(fit.i)} stars")
     expected = _verify(fit.map.apply(a.xy[a.good]), b.xy[b.good], route)
@@ -124,13 +127,21 @@ def _solve(
                         covariance * fit.excess)  # fmt: skip
 
 
-def _settled(fit: _Fit, a: _Stars, b: _Stars, tolerance: float, min_matches: int) -> _Fit:
+def _covers(fit: _Fit, a: _Stars, b: _Stars, share: float = 0.7) -> bool:
+    """Say whether the matched stars are spread as widely as all that fall on the image."""
+    (low, high), there = _bounds(b.xy[b.good]), fit.map.apply(a.xy)
+    inside = a.good & np.all((there >= low) & (there <= high), axis=1)
+    spread = [float(np.sqrt(np.var(xy, axis=0).sum())) for xy in (a.xy[fit.i], a.xy[inside])]
+    return spread[0] >= share * spread[1]
+
+
+def _settled(fit: _Fit, a: _Stars, b: _Stars, tolerance: float, degree: int, min_matches: int) -> _Fit:
     """Match the nearest stars and fit them, until the pairs stay the same: where it began does not matter then."""
     for _ in range(_ROUNDS):
         before = fit
         i, j = mutual_neighbours(fit.map.apply(a.xy[a.good]), b.xy[b.good], tolerance)
         scale = np.sqrt(abs(np.linalg.det(fit.map.matrix[:, :2])))
-        fit = _clipped_fit(a, b, np.flatnonzero(a.good)[i], np.flatnonzero(b.good)[j], scale, min_matches)
+        fit = _clipped_fit(a, b, np.flatnonzero(a.good)[i], np.flatnonzero(b.good)[j], scale, degree, min_matches)
         if np.array_equal(fit.i, before.i) and np.array_equal(fit.j, before.j):
             break
     return fit
@@ -165,17 +176,19 @@ def _first_fit(a: NDArray, b: NDArray, i: NDArray, j: NDArray, tolerance: float)
     return _Fit(fit_similarity(a[i], b[j], np.ones(len(i))), i, j, np.inf, np.inf, 1.0)
 
 
-def _clipped_fit(a: _Stars, b: _Stars, i: NDArray, j: NDArray, scale: float, min_matches: int) -> _Fit:
+def _clipped_fit(
+    a: _Stars, b: _Stars, i: NDArray, j: NDArray, scale: float, degree: int, min_matches: int
+) -> _Fit:
     """Weighted fit of the pairs; those further off than 4 times what is typical for their errors are dropped.
 
     `scale`, pixels of the image for one of the reference, turns the errors of the reference's positions into those of
-    the image.
+    the image; `degree` is the highest that the map may have.
     """
     for _ in range(_ROUNDS):
         if len(i) < min_matches:
             raise RegistrationError(f"matched stars must be at least {min_matches}, got {len(i)}")
         sigma = np.sqrt((scale * a.sigma[i]) ** 2 + b.sigma[j] ** 2 + FLOOR**2)
-        fit = fit_map(a.xy[i], b.xy[j], sigma)
+        fit = fit_map(a.xy[i], b.xy[j], sigma, degree)
         distance = np.hypot(*(fit.apply(a.xy[i]) - b.xy[j]).T)
         relative = distance / sigma
         keep = relative <= 4 * max(float(np.median(relative)), 1.0)
@@ -199,7 +212,7 @@ def _verify(predicted: NDArray, measured: NDArray, route: str) -> int:
     """
     low, high = _bounds(measured)
     inside = predicted[np.all((predicted >= low) & (predicted <= high), axis=1)]
-    density = _density(measured)
+    density = max(_density(measured), _crowding(inside, measured))
     n, m = len(predicted), len(measured)
     k, h = min(n, MOST_STARS), min(m, MOST_STARS)
     # a fitted rotation and scale can turn misses of 3 px (how far the routes look) into hits, but only for shifts
@@ -218,6 +231,15 @@ def _verify(predicted: NDArray, measured: NDArray, route: str) -> int:
             f"({min(chances):.2g} chance solutions)"
         )
     return len(inside)
+
+
+def _crowding(predicted: NDArray, measured: NDArray, near: float = 3.0, far: float = 20.0) -> float:
+    """Stars per square pixel around the predicted ones, themselves left out: in a cluster chance neighbours abound."""
+    if not len(predicted):
+        return 0.0
+    tree = KDTree(measured)
+    within = [tree.query_ball_point(predicted, r, return_length=True) for r in (near, far)]
+    return float(np.mean(within[1] - within[0])) / (np.pi * (far**2 - near**2))
 
 
 def _density(xy: NDArray) -> float:
