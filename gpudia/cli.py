@@ -220,7 +220,7 @@ def _without_mixins(table: Any) -> Any:
 
 def _info(args: argparse.Namespace) -> int:
     facts = {"gpudia": __version__, **import_module("gpudia.backend").backend_info()}
-    for package in ("astropy", "photutils", "astroalign"):
+    for package in ("astropy", "photutils"):
         facts.setdefault(package, metadata.version(package))
     if args.json:
         print(json.dumps(facts, indent=2, default=str))
