@@ -13,6 +13,7 @@ from gpudia.config import RunConfig
 from gpudia.errors import InputError, RegistrationError
 from gpudia.images import FrameLayout, Region, Registration, make_frame, register
 from gpudia.images.mapfits import consensus
+from gpudia.layers import wcs_of_image
 from gpudia.pipeline.prepare import place_batch, prepare
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
@@ -277,6 +278,16 @@ class TestPolynomials:
         plain = Registration(turned(2.0))
         assert plain.local(region)[1] == 0
         np.testing.assert_allclose(plain.coefficients(region) @ [0, 0, 1], plain.apply(region.origin), atol=1e-9)
+
+    def test_the_wcs_of_a_bent_image_is_the_nearest_straight_one(self, lists):
+        terms = np.array([[2e-6, 0, 0], [0, 0, -1e-6]])
+        found = Registration(turned(2.0), terms=terms, origin=np.array([500.0, 500.0]))
+        wcs = lists.tan_wcs(np.eye(2, 3))
+        xy = np.random.default_rng(0).uniform(100, 900, (50, 2))
+        there = np.column_stack(wcs_of_image(wcs, found, (1000, 1000)).world_to_pixel_values(
+            *wcs.pixel_to_world_values(*xy.T)))
+        apart = np.hypot(*(there - found.apply(xy)).T)
+        assert apart.max() < found.local(Region(-60, -60, (1100, 1100)))[1]
 
     @pytest.mark.parametrize(("size", "terms"), [(0.02, 3), (2.0, 6)])
     def test_the_pipeline_takes_the_affine_map_where_it_does(self, size, terms, backend):
