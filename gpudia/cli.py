@@ -32,7 +32,9 @@ log = logging.getLogger("gpudia.cli")
 # Settings of `gpudia run` that are a plain value: name of the setting, placeholder, help.
 _RUN_VALUES = (
     ("size", "PX", "side of the region around the target"),
-    ("reference", "auto|FILE", "the reference frame; auto: the one with the smallest expected noise"),
+    ("reference", "auto|stack|FILE", "the reference; auto: the frame with the smallest expected noise, stack: the mean "
+     "of the best"),
+    ("stack_size", "auto|N", "frames in a stack; auto: those at most 1.15 times as blunt as the sharpest, up to 20"),
     ("kernel_size", "auto|PX", "side of the matching kernel, odd"),
     ("kernel_support", "circle|square|aic", "pixels of the kernel's square that are used"),
     ("spatial_degree", "auto|N", "degree by which the kernel varies over the region, 0 to 3"),

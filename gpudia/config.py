@@ -182,7 +182,10 @@ class RunConfig:
     size : int
         Side of the region around the target, pixels: at least 16 and twice `kernel_size`.
     reference : str or path
-        ``auto`` (the frame with the smallest expected noise of a star's flux) or a file.
+        ``auto`` (the frame with the smallest expected noise of a star's flux), ``stack`` (the mean of the best) or a
+        file.
+    stack_size : int or "auto"
+        Frames in a stack, at least 2. ``auto``: those at most 15 % blunter than the sharpest, up to 20.
     align : bool
         Register every frame to the reference; False where they are on one pixel grid already.
     resample : {"auto", "never", "always"}
@@ -249,6 +252,7 @@ class RunConfig:
     dec: float | None = _setting(_optional(_sky_angle(False, -90, 90)), None)
     size: int = _setting(_integer(16), 250)
     reference: str = _setting(_TEXT, "auto")
+    stack_size: int | str = _setting(_auto_or(_integer(2)), "auto")
     align: bool = _setting(_YES_NO, True)
     resample: str = _setting(_choice("auto", "never", "always"), "auto")
     max_rms: float = _setting(_number("pixels"), 0.5)
@@ -281,9 +285,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, f.metadata["rule"].apply(f.name, getattr(self, f.name)))
-        if self.reference == "stack":
-            raise ConfigError("reference must be 'auto' or a file, got 'stack': a stacked reference is not available "
-                              "in this version (for a file of that name say './stack')")
         if (self.ra is None) != (self.dec is None):
             missing, given = ("ra", "dec") if self.ra is None else ("dec", "ra")
             raise ConfigError(f"{missing} must be given together with {given}, got only {given}")

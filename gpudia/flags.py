@@ -93,11 +93,13 @@ FRAME_FLAGS = FlagTable(
          "check for clouds and for the reference"),
     Flag(512, "poor_registration", "registration rms above the stated limit", "check the star matches"),
     Flag(1024, "partly_outside", "part of the region lies outside this frame", "take a smaller region"),
-    Flag(2048, "is_reference", "this frame is the reference (or part of it): its differences are not independent",
+    Flag(2048, "is_reference", "this frame is the reference: its differences are not independent",
          "leave it out of statistics"),
     Flag(4096, "not_finite", "no finite pixel in the image, or the solution is not finite", "check the file"),
     Flag(8192, "scale_mismatch", "constant stars disagree with the kernel's photometric scale by more than 3 sigma",
          "check flat field and background"),
+    Flag(16384, "in_reference", "part of the stacked reference; the flux errors count the noise that they share",
+         "none needed"),
 )
 
 #: Bits of one star in one epoch (or of a star over all epochs in SOURCES).

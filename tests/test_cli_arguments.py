@@ -100,7 +100,7 @@ def test_python_m_gpudia_is_the_same_command():
     (["run", "a.fits", "--output", "o", "--kernel-size", "16"], "kernel_size must be 'auto' or an odd integer"),
     (["run", "a.fits", "--output", "o", "--size", "big"], "size must be an integer of at least 16, got 'big'"),
     (["run", "a.fits", "--output", "o", "--ra", "12"], "dec must be given together with ra"),
-    (["run", "a.fits", "--output", "o", "--reference", "stack"], "not available in this version"),
+    (["run", "a.fits", "--output", "o", "--stack-size", "1"], "stack_size must be 'auto' or an integer of at least 2"),
     (["run", "a.fits", "--output", "o", "--resume", "--overwrite"], "overwrite must be false when resume is true"),
     (["run", "--config", "no.toml"], "config must be a readable file, got no.toml"),
     (["subtract", "a.fits", "b.fits"], "required: --output"),

@@ -106,10 +106,10 @@ def test_a_region_must_hold_the_kernel_twice_where_there_is_a_region():
     assert make(ra=1, dec=2, size=62, kernel_size=31).size == 62
 
 
-def test_a_stacked_reference_is_refused_with_the_reason():
-    with pytest.raises(ConfigError, match=r"got 'stack': a stacked reference is not available in this version"):
-        make(reference="stack")
-    assert make(reference="./stack").reference == "./stack"
+def test_a_stack_has_two_frames_or_more():
+    assert make(reference="stack").stack_size == "auto"
+    with pytest.raises(ConfigError, match="stack_size must be 'auto' or an integer of at least 2, got 1"):
+        make(stack_size=1)
 
 
 def test_resume_and_overwrite_exclude_each_other():
@@ -176,7 +176,8 @@ numbers = st.floats(1e-6, 1e9)
 auto = st.just("auto")
 SETTINGS = {
     "size": st.integers(400, 9000),
-    "reference": texts.filter(lambda t: t != "stack"),
+    "reference": texts,
+    "stack_size": st.one_of(st.just("auto"), st.integers(2, 50)),
     "resample": st.sampled_from(["auto", "never", "always"]),
     "kernel_size": auto | st.integers(1, 60).map(lambda n: 2 * n + 1),
     "spatial_degree": st.integers(0, 3),

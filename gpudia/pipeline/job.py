@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,16 @@ from gpudia.pipeline.listing import expand_frames
 from gpudia.pipeline.looks import FrameStore, Look, choose_reference, frame_errors, register_all, take_look
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_epoch, prepare_measures
 from gpudia.pipeline.outputs import RunResult, write_difference, write_results
-from gpudia.pipeline.prepare import Prepared, PreparedBatch, place_batch, prepare
+from gpudia.pipeline.prepare import Prepared, PreparedBatch, in_batches, place_batch, prepare
 from gpudia.pipeline.reference import RunReference, make_reference, provisional, settle_model, trial_looks
+from gpudia.pipeline.stacking import stack_reference
 
 __all__ = ["run"]
 
 log = logging.getLogger("gpudia.pipeline")
 
-#: Planes of float64 that an image takes on the device beside the fit: as uploaded and mapped, with a margin.
-_INPUT_PLANES = 8
 #: What the job keeps of every image until it is downloaded.
 _KEEP = ("covariance", "image_variance")
-_MOST_IMAGES = 64
 
 
 @dataclass
@@ -105,6 +103,8 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     with job.bar(looks, "register") as bar:
         register_all(looks, best, job.config, bar.update)
     reference = make_reference(best, job.store.read(best.path), looks, job.config, job.backend)
+    if config.reference == "stack":
+        reference = stack_reference(reference, looks, job.config, job.store, job.backend)
     trial = _trial(job, trial_looks(looks, reference, config), reference)
     job.config, reference = settle_model(reference, config, trial)
     usable = [look for look in looks if not look.reason]
@@ -113,7 +113,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     journal.write("reference", file=str(best.path), kernel_size=reference.kernel_size, stars=len(reference.stars),
                   spatial_degree=job.config.spatial_degree, background_degree=job.config.background_degree)
     with job.bar(usable, "subtract") as bar:
-        for batch in _batches(job, usable, reference):
+        for batch in in_batches(usable, reference.plan, job.config, job.backend, _KEEP):
             _do_batch(job, batch, reference, measures)
             bar.update(len(batch))
     result = write_results(job.output, job.backend, looks, reference, measures, job.results)
@@ -178,17 +178,6 @@ class _warnings_logged:  # noqa: N801 - a small context manager
         self._catch.__exit__(*exception)
         for text in dict.fromkeys(str(w.message) for w in self._caught or []):
             log.info("%s", text if self._path.name in text else f"{self._path.name}: {text}")
-
-
-def _batches(job: _Job, looks: Sequence[Look], reference: RunReference) -> Iterator[list[Look]]:
-    """Split by memory: as many frames as the device holds from upload to download."""
-    height, width = reference.region.shape
-    size = job.config.batch_size
-    if size == "auto":
-        per_image = reference.plan.bytes_per_image(_KEEP) + 8 * _INPUT_PLANES * height * width
-        size = int(min(max(1, job.backend.free_bytes() // 2 // per_image), _MOST_IMAGES))
-    for start in range(0, len(looks), int(size)):
-        yield list(looks[start:start + int(size)])
 
 
 def _do_batch(job: _Job, batch: Sequence[Look], reference: RunReference, measures: Measures) -> None:
@@ -267,10 +256,13 @@ def _finish(job: _Job, look: Look, prepared: Prepared, stack: DifferenceStack, i
     status = int(stack.status[i])
     stack.require_solution(i)
     look.flags |= status | prepared.flags
+    if look.name in reference.weights:
+        look.flags |= FRAME_FLAGS.in_reference
     if look is reference.look:  # its kernel is a single pixel: nothing is deconvolved
         look.flags = (look.flags | FRAME_FLAGS.is_reference) & ~FRAME_FLAGS.deconvolving
     bits = placed.bits[i] | stack.flags[i]
-    job.results[look.name] = measure_epoch(measures, stack, i, bits, ratio)
+    share = reference.weights.get(look.name, 0.0) / float(stack.scale[i])
+    job.results[look.name] = measure_epoch(measures, stack, i, bits, ratio, share)
     _note_numbers(look, stack, i, bits, reference)
     if job.config.products:
         write_difference(job.output, look, stack, i, bits, reference, job.backend, job.config)

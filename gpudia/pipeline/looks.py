@@ -41,6 +41,7 @@ __all__ = [
     "Look",
     "choose_reference",
     "frame_errors",
+    "rank_looks",
     "region_of",
     "register_all",
     "take_look",
@@ -207,8 +208,19 @@ def choose_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore
     FrameError
         If no frame can.
     """
-    if config.reference != "auto":
+    if config.reference not in ("auto", "stack"):
         return _named_reference(looks, config, store)
+    return rank_looks(looks, config)[0]
+
+
+def rank_looks(looks: Sequence[Look], config: RunConfig) -> list[Look]:
+    """Sharp frames, the best reference first; see `choose_reference`.
+
+    Raises
+    ------
+    FrameError
+        If none can serve.
+    """
     usable = [look for look in looks if not look.reason and look.quality is not None]
     if not usable:
         raise FrameError("no frame is usable: " + "; ".join(f"{look.path.name}: {look.reason}" for look in looks[:5]))
@@ -220,7 +232,7 @@ def choose_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore
     best = usable[int(rank_references(qualities, [look.usable_share**2 for look in usable])[0])]
     ratios = [_flux_ratio(best, look, config) for look in usable]
     worth = [ratio * look.usable_share**2 for ratio, look in zip(ratios, usable, strict=True)]
-    return usable[int(rank_references(qualities, worth)[0])]
+    return [usable[int(i)] for i in rank_references(qualities, worth)]
 
 
 def _sharp_enough(looks: Sequence[Look]) -> list[Look]:

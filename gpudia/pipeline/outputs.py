@@ -226,6 +226,14 @@ def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], referenc
     return series
 
 
+def _member_cards(reference: RunReference) -> dict[str, tuple[Any, str]]:
+    weights = reference.weights or {reference.look.name: 1.0}
+    cards: dict[str, tuple[Any, str]] = {"NCOMBINE": (len(weights), "frames in the reference")}
+    for k, (name, weight) in enumerate(weights.items()):
+        cards |= {f"FRAME{k:03d}": (name, "frame in it"), f"WEIGH{k:03d}": (weight, "weight of that frame")}
+    return cards
+
+
 def _reference_hdus(backend: Backend, reference: RunReference, measures: Measures,
                     sources: Table) -> fits.HDUList:
     cutout = reference.cutout
@@ -236,7 +244,7 @@ def _reference_hdus(backend: Backend, reference: RunReference, measures: Measure
         "MJD": (cutout.mjd, "[d] mid-exposure, UTC"), "FWHM": (float(reference.look.quality.fwhm), "[pix]"),
         "APRADIUS": (float(measures.radius), "[pix] aperture"), "PSFKIND": (measures.psf.method, "how PSF was made"),
         "SCALEBIA": (float(to_host(reference.plan.scale_bias)), "expected bias of scales, by its noise"),
-        "NCOMBINE": (1, "frames in the reference"), "FRAME000": (reference.look.name, "frame in it")})
+        **_member_cards(reference)})
     wcs = None if cutout.wcs is None else cutout.wcs.to_header(relax=True)
     hdus = fits.HDUList([fits.PrimaryHDU(header=cards)])
     for name, plane in (("IMAGE", cutout.data.astype(np.float32)), ("ERR", np.sqrt(cutout.variance).astype(np.float32)),
