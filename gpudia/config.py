@@ -198,7 +198,8 @@ class RunConfig:
     max_stars : int
         Most stars detected per frame (the brightest), at least 3.
     find_defects : bool
-        Mask pixels that are sharper than a star can be (cosmic rays, bad pixels and columns).
+        Mask pixels that are sharper than a star can be (cosmic rays, bad pixels and columns), on the frames and
+        once more on the differences.
     kernel_size : int or "auto"
         Side of the matching kernel, pixels: odd, at least 3. ``auto``: from the frames' seeing.
     kernel_support : {"circle", "square", "aic"}

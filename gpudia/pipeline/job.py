@@ -18,9 +18,10 @@ from gpudia.backend import Backend, to_host, use_backend
 from gpudia.config import RunConfig
 from gpudia.errors import DataWarning, FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
-from gpudia.images import FrameLayout
+from gpudia.images import FrameLayout, sharp_residuals
 from gpudia.images.headers import name_of
 from gpudia.model import DifferenceStack
+from gpudia.model.planes import grow
 from gpudia.pipeline.journal import Journal, log_to, prepare_output
 from gpudia.pipeline.listing import expand_frames
 from gpudia.pipeline.looks import FrameStore, Look, choose_reference, frame_errors, register_all, take_look
@@ -261,11 +262,25 @@ def _finish(job: _Job, look: Look, prepared: Prepared, stack: DifferenceStack, i
     if look is reference.look:  # its kernel is a single pixel: nothing is deconvolved
         look.flags = (look.flags | FRAME_FLAGS.is_reference) & ~FRAME_FLAGS.deconvolving
     bits = placed.bits[i] | stack.flags[i]
+    if job.config.find_defects and look.quality is not None and look is not reference.look:
+        bits = bits | _cosmic_rays(stack, i, bits, look.quality.fwhm)
     share = reference.weights.get(look.name, 0.0) / float(stack.scale[i])
     job.results[look.name] = measure_epoch(measures, stack, i, bits, ratio, share)
     _note_numbers(look, stack, i, bits, reference)
     if job.config.products:
         write_difference(job.output, look, stack, i, bits, reference, job.backend, job.config)
+
+
+def _cosmic_rays(stack: DifferenceStack, i: int, bits: Any, fwhm: float) -> Any:
+    """Bits of cosmic rays that only the difference shows; the fit has clipped them, the photometry is not to sum them.
+
+    What the fit clipped right beside one is the fainter part of its track.
+    """
+    ignore = (bits & (255 - PIXEL_FLAGS.clipped)) != 0
+    with np.errstate(invalid="ignore"):
+        found = sharp_residuals(stack.difference[i], np.sqrt(stack.variance[i]), ignore, fwhm)
+    found |= grow(found) & ((bits & PIXEL_FLAGS.clipped) != 0)
+    return np.where(found, PIXEL_FLAGS.cosmic_ray, 0).astype(np.uint8)
 
 
 def _note_numbers(look: Look, stack: DifferenceStack, i: int, bits: Any, reference: RunReference) -> None:
