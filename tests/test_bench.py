@@ -90,3 +90,11 @@ def test_the_engines_groups_run_on_small_frames(group):
                           timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert group in done.stdout
+
+
+@pytest.mark.parametrize("group", ["rotation", "correlation", "stack"])
+def test_the_groups_of_the_geometry_run_on_small_frames(group):
+    done = subprocess.run([sys.executable, str(BENCH / "geometry.py"), "--small", group], capture_output=True,
+                          text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert group in done.stdout
