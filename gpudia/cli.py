@@ -22,6 +22,7 @@ from typing import Any
 from gpudia import __version__
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, GpudiaError, InputError
+from gpudia.selection import SERIES_COLUMNS
 
 __all__ = ["main"]
 
@@ -134,7 +135,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     names = [name for name, *_ in _RUN_VALUES]
-    settings = {name: getattr(args, name) for name in (*names, "ra", "dec", "output", *_SWITCHES)}
+    settings = {name: getattr(args, name) for name in (*names, "ra", "dec", "output", *_SEVERAL, *_SWITCHES)}
     settings = {k: v for k, v in settings.items() if v is not None}
     if args.frames:
         settings["frames"] = args.frames
@@ -244,6 +245,7 @@ def _number(text: str) -> int | float | str:
 
 
 _SWITCHES = ("align", "find_defects", "correct_bias", "products", "resume", "overwrite")
+_SEVERAL = ("select", "mixed", "site")
 _NO_CORRECTION = "leave the kernel as smooth as the reference's noise makes it: quieter pixels, biased fluxes"
 
 
@@ -286,6 +288,13 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--config", metavar="FILE.toml", help="settings; options given here take precedence")
     parser.add_argument("--ra", help="right ascension of the target, degrees or hours:minutes:seconds")
     parser.add_argument("--dec", help="declination, degrees or degrees:minutes:seconds; without both: the whole frame")
+    parser.add_argument("--select", action="append", metavar="CONDITION",
+                        help="keep the frames that satisfy this, such as \"fwhm < 6\" or \"filter == 'rp'\"; may be "
+                             "given several times (columns: " + ", ".join(c.name for c in SERIES_COLUMNS) + ")")
+    parser.add_argument("--mixed", action="append", metavar="filter|instrument",
+                        help="frames may differ in this; may be given twice (default: a mixture stops the run)")
+    parser.add_argument("--site", nargs=3, type=_number, metavar=("LON", "LAT", "HEIGHT"),
+                        help="the observatory, for barycentric times: degrees east, degrees, m (default: the headers')")
     for name, metavar, about in _RUN_VALUES:
         parser.add_argument(_option(name), type=_number, metavar=metavar, help=about + _default_text(name))
     parser.add_argument("--no-align", dest="align", action="store_const", const=False,

@@ -16,6 +16,7 @@ from typing import Any
 import tomli_w
 
 from gpudia.errors import ConfigError
+from gpudia.selection import parse_condition
 
 __all__ = ["LayoutNames", "RunConfig"]
 
@@ -59,6 +60,11 @@ def _auto_or(rule: _Rule) -> _Rule:
                  lambda v: v if isinstance(v, str) else rule.keep(v))
 
 
+def _several(*names: str) -> _Rule:
+    return _Rule("some of " + ", ".join(names), lambda v: set(_as_list(v)) <= set(names),
+                 lambda v: tuple(n for n in names if n in _as_list(v)))
+
+
 def _optional(rule: _Rule) -> _Rule:
     return _Rule(rule.text, lambda v: v is None or rule.accepts(v), lambda v: None if v is None else rule.keep(v))
 
@@ -80,6 +86,7 @@ _TEXT = _Rule("a text that is not empty", _is_text, os.fspath)
 _TEXTS = _Rule("one or several texts that are not empty",
                lambda v: bool(_as_list(v)) and all(map(_is_text, _as_list(v))),
                lambda v: tuple(map(os.fspath, _as_list(v))))
+_MAYBE_TEXTS = _Rule("texts that are not empty, or none", lambda v: all(map(_is_text, _as_list(v))), _TEXTS.keep)
 
 
 def _sky_angle(hours: bool, low: int, high: int) -> _Rule:
@@ -100,6 +107,15 @@ def _degrees(value: Any, hours: bool) -> float:
         return float(Angle(value.strip(), unit="hourangle" if hours else "deg").to_value("deg"))
 
 
+def _is_site(value: Any) -> bool:
+    longitude, latitude, height = map(float, _as_list(value))
+    return -180 <= longitude <= 360 and -90 <= latitude <= 90 and math.isfinite(height)
+
+
+_SITE = _Rule("longitude (degrees east), latitude (degrees) and height (m)", _is_site,
+              lambda v: tuple(map(float, _as_list(v))))
+
+
 @dataclass(frozen=True)
 class LayoutNames:
     """Names of FITS extensions and header keywords, where the frames do not use the common ones.
@@ -114,8 +130,9 @@ class LayoutNames:
         Keywords of the gain (e-/ADU), the read noise (e-), the saturation level (ADU) and the exposure time (s).
     mid_keys, mjd_keys : tuple of str, optional
         Keywords of the middle and of the start of the exposure, UTC, MJD or ISO date.
-    filter_keys, instrument_keys, fwhm_keys, scale_keys : tuple of str, optional
-        Keywords of the filter's and the instrument's name, the seeing (arcsec) and the pixel scale (arcsec/pixel).
+    filter_keys, instrument_keys, airmass_keys, fwhm_keys, scale_keys : tuple of str, optional
+        Keywords of the filter's and the instrument's name, the airmass, the seeing (arcsec) and the pixel scale
+        (arcsec/pixel).
 
     Raises
     ------
@@ -135,6 +152,7 @@ class LayoutNames:
     mjd_keys: tuple[str, ...] | None = None
     filter_keys: tuple[str, ...] | None = None
     instrument_keys: tuple[str, ...] | None = None
+    airmass_keys: tuple[str, ...] | None = None
     fwhm_keys: tuple[str, ...] | None = None
     scale_keys: tuple[str, ...] | None = None
 
@@ -179,6 +197,15 @@ class RunConfig:
     ra, dec : float or str, optional
         The target, ICRS: degrees, or sexagesimal (hours in `ra`, degrees in `dec`); kept as degrees. Both or
         neither; without them the whole frame is used and there is no target.
+    select : str or sequence of str
+        Conditions on the columns of the series table (``"fwhm < 6"``, ``"filter == 'rp'"``); frames that do not
+        satisfy all of them are skipped. See `gpudia.selection`.
+    mixed : sequence of {"filter", "instrument"}
+        What may differ from frame to frame. By default neither: a real mixture stops the run, and the odd frame among
+        many (a tenth at most) fails.
+    site : sequence of float, optional
+        The observatory, for barycentric times: longitude (degrees east), latitude (degrees), height (m). Default: from
+        the headers.
     size : int
         Side of the region around the target, pixels: at least 16 and twice `kernel_size`.
     reference : str or path
@@ -251,6 +278,9 @@ class RunConfig:
     output: str = _setting(_TEXT)
     ra: float | None = _setting(_optional(_sky_angle(True, 0, 360)), None)
     dec: float | None = _setting(_optional(_sky_angle(False, -90, 90)), None)
+    select: tuple[str, ...] = _setting(_MAYBE_TEXTS, ())
+    mixed: tuple[str, ...] = _setting(_several("filter", "instrument"), ())
+    site: tuple[float, float, float] | None = _setting(_optional(_SITE), None)
     size: int = _setting(_integer(16), 250)
     reference: str = _setting(_TEXT, "auto")
     stack_size: int | str = _setting(_auto_or(_integer(2)), "auto")
@@ -286,6 +316,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, f.metadata["rule"].apply(f.name, getattr(self, f.name)))
+        for condition in self.select:
+            parse_condition(condition)
         if (self.ra is None) != (self.dec is None):
             missing, given = ("ra", "dec") if self.ra is None else ("dec", "ra")
             raise ConfigError(f"{missing} must be given together with {given}, got only {given}")

@@ -54,6 +54,16 @@ def make(**changes):
     ("align", "yes", "true or false"),
     ("products", 1, "true or false"),
     ("layout_names", "SCI", "a table of names"),
+    ("select", [3], "texts that are not empty, or none"),
+    ("select", [""], "texts that are not empty, or none"),
+    ("select", "fwhm", "comparisons"),
+    ("select", ["fwhm < 6", "seeing < 2"], "made of known columns, and seeing is none"),
+    ("mixed", ["filter", "shape"], "some of filter, instrument"),
+    ("mixed", 3, "some of filter, instrument"),
+    ("site", [-70.8, -30.2], "longitude .degrees east., latitude .degrees. and height .m."),
+    ("site", [-70.8, -91.0, 0], "longitude"),
+    ("site", ["x", 0, 0], "longitude"),
+    ("site", [0, 0, float("nan")], "longitude"),
 ])
 def test_a_broken_rule_names_key_rule_and_value(key, value, rule):
     with pytest.raises(ConfigError, match=rf"^{key} must be .*{rule.replace('(', '.')}.*, got "):
@@ -110,6 +120,13 @@ def test_a_stack_has_two_frames_or_more():
     assert make(reference="stack").stack_size == "auto"
     with pytest.raises(ConfigError, match="stack_size must be 'auto' or an integer of at least 2, got 1"):
         make(stack_size=1)
+
+
+def test_one_text_is_a_list_of_one_and_none_is_none():
+    config = make(select="fwhm < 6", mixed="instrument", site=[-70, np.float32(-30), 2198])
+    assert (config.select, config.mixed, config.site) == (("fwhm < 6",), ("instrument",), (-70.0, -30.0, 2198.0))
+    assert make(mixed=["instrument", "filter"]) == make(mixed=["filter", "instrument", "filter"])
+    assert (make(select=[]).select, make().mixed, make().site) == ((), (), None)
 
 
 def test_resume_and_overwrite_exclude_each_other():
@@ -185,6 +202,9 @@ SETTINGS = {
     "clip": numbers | st.integers(1, 10),
     "aperture_radius": auto | numbers,
     "gain": st.none() | numbers,
+    "select": st.lists(st.sampled_from(["fwhm < 6", "filter == 'rp'", 'name != "é"']), max_size=3),
+    "mixed": st.sampled_from([[], ["filter"], "instrument", ["filter", "instrument"]]),
+    "site": st.none() | st.tuples(st.floats(-180, 360), st.floats(-90, 90), st.floats(-100, 6000)),
     "read_noise": st.none() | st.just(0.0) | numbers,
     "batch_size": auto | st.integers(1, 500),
     "backend": st.sampled_from(["auto", "numpy", "cupy"]),

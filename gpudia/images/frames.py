@@ -46,6 +46,8 @@ class Frame:
         Seconds; NaN if unknown.
     filter, instrument : str
         Empty if unknown.
+    airmass : float
+        NaN if unknown.
     gain : float
         e-/ADU; NaN if unknown and not to be had from the data.
     read_noise : float
@@ -76,6 +78,7 @@ class Frame:
     exptime: float = float("nan")
     filter: str = ""
     instrument: str = ""
+    airmass: float = float("nan")
     gain: float = float("nan")
     read_noise: float = float("nan")
     saturation: float = float("nan")

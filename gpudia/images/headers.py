@@ -35,6 +35,8 @@ class FrameLayout:
         is the middle.
     filter_keys, instrument_keys : tuple of str
         Text.
+    airmass_keys : tuple of str
+        Of the middle or the start of the exposure.
     fwhm_keys : tuple of str
         Seeing, arcsec.
     scale_keys : tuple of str
@@ -60,6 +62,7 @@ class FrameLayout:
     mjd_keys: tuple[str, ...] = ("MJD-OBS", "MJD", "DATE-OBS")
     filter_keys: tuple[str, ...] = ("FILTER", "FILTER1")
     instrument_keys: tuple[str, ...] = ("INSTRUME",)
+    airmass_keys: tuple[str, ...] = ("AIRMASS", "AMSTART", "SECZ")
     fwhm_keys: tuple[str, ...] = ("L1FWHM", "L1SEESEC")
     scale_keys: tuple[str, ...] = ("PIXSCALE", "SECPIX", "CCDSCALE")
     gain: float | None = None
@@ -100,8 +103,8 @@ def exposure_facts(header: Header, layout: FrameLayout) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``gain``, ``read_noise``, ``saturation``, ``exptime``, ``mjd`` (mid-exposure, UTC), ``fwhm_arcsec``: float,
-        NaN if unknown; ``filter``, ``instrument``: str.
+        ``gain``, ``read_noise``, ``saturation``, ``exptime``, ``mjd`` (mid-exposure, UTC), ``airmass``,
+        ``fwhm_arcsec``: float, NaN if unknown; ``filter``, ``instrument``: str.
     """
     facts: dict[str, Any] = {}
     for name in ("gain", "read_noise", "saturation"):
@@ -109,6 +112,8 @@ def exposure_facts(header: Header, layout: FrameLayout) -> dict[str, Any]:
         facts[name] = _number(header, getattr(layout, f"{name}_keys")) if given is None else float(given)
     facts["exptime"] = _number(header, layout.exptime_keys)
     facts["mjd"] = _mid_exposure(header, layout, facts["exptime"])
+    airmass = _number(header, layout.airmass_keys)
+    facts["airmass"] = airmass if airmass > 0.99 else math.nan  # 0 and -999 where it was not known
     fwhm = _number(header, layout.fwhm_keys)
     facts["fwhm_arcsec"] = fwhm if fwhm > 0 else math.nan  # LCO and LT write 0 or -999 where it was not measured
     for name in ("filter", "instrument"):
