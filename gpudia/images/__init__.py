@@ -10,6 +10,7 @@ from gpudia.images.noise import estimate_variance, sky_and_noise
 from gpudia.images.reading import read_frame
 from gpudia.images.registration import Registration, identity_registration, register
 from gpudia.images.series import check_series, flux_noise, rank_references
+from gpudia.images.times import barycentric_times, site_of
 from gpudia.images.writing import write_atomically, write_hdus, write_table
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FrameQuality",
     "Region",
     "Registration",
+    "barycentric_times",
     "catalog_of",
     "check_series",
     "cut",
@@ -36,6 +38,7 @@ __all__ = [
     "register",
     "sharp_pixels",
     "sharp_residuals",
+    "site_of",
     "sky_and_noise",
     "whole_frame",
     "write_atomically",
