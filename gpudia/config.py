@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import operator
 import os
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,103 +15,23 @@ import tomli_w
 
 from gpudia.errors import ConfigError
 from gpudia.selection import parse_condition
+from gpudia.setting_rules import (
+    MAYBE_TEXTS,
+    SITE,
+    TEXT,
+    TEXTS,
+    YES_NO,
+    Rule,
+    auto_or,
+    choice,
+    integer,
+    number,
+    optional,
+    several,
+    sky_angle,
+)
 
 __all__ = ["LayoutNames", "RunConfig"]
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """What a value must be, in words; the test of it; and how an accepted value is kept."""
-
-    text: str
-    accepts: Callable[[Any], bool]
-    keep: Callable[[Any], Any] = lambda value: value
-
-    def apply(self, key: str, value: Any) -> Any:
-        try:
-            accepted = self.accepts(value)
-        except (TypeError, ValueError, OverflowError):  # a value that is not of the right kind at all
-            accepted = False
-        if accepted:
-            return self.keep(value)
-        raise ConfigError(f"{key} must be {self.text}, got {value!r}")
-
-
-def _integer(low: int, high: float = math.inf, odd: bool = False) -> _Rule:
-    kind = "an odd integer" if odd else "an integer"
-    text = f"{kind} of at least {low}" if high == math.inf else f"{kind} from {low} to {high}"
-    return _Rule(text, lambda v: not isinstance(v, bool) and low <= operator.index(v) <= high
-                 and (v % 2 == 1 or not odd), operator.index)
-
-
-def _number(unit: str, zero: bool = False) -> _Rule:
-    return _Rule(f"a number of {unit}, {'not negative' if zero else 'above 0'}",
-                 lambda v: not isinstance(v, bool | str) and 0 <= float(v) < math.inf and (v > 0 or zero), float)
-
-
-def _choice(*names: str) -> _Rule:
-    return _Rule("one of " + ", ".join(names), lambda v: isinstance(v, str) and v in names)
-
-
-def _auto_or(rule: _Rule) -> _Rule:
-    return _Rule(f"'auto' or {rule.text}", lambda v: (isinstance(v, str) and v == "auto") or rule.accepts(v),
-                 lambda v: v if isinstance(v, str) else rule.keep(v))
-
-
-def _several(*names: str) -> _Rule:
-    return _Rule("some of " + ", ".join(names), lambda v: set(_as_list(v)) <= set(names),
-                 lambda v: tuple(n for n in names if n in _as_list(v)))
-
-
-def _optional(rule: _Rule) -> _Rule:
-    return _Rule(rule.text, lambda v: v is None or rule.accepts(v), lambda v: None if v is None else rule.keep(v))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(os.fspath(value), str) and bool(os.fspath(value).strip())
-
-
-def _as_list(value: Any) -> list[Any]:
-    if isinstance(value, str | os.PathLike):
-        return [value]
-    if not isinstance(value, Collection):  # an iterator would be used up by the first look at it
-        raise TypeError
-    return list(value)
-
-
-_YES_NO = _Rule("true or false", lambda v: isinstance(v, bool))
-_TEXT = _Rule("a text that is not empty", _is_text, os.fspath)
-_TEXTS = _Rule("one or several texts that are not empty",
-               lambda v: bool(_as_list(v)) and all(map(_is_text, _as_list(v))),
-               lambda v: tuple(map(os.fspath, _as_list(v))))
-_MAYBE_TEXTS = _Rule("texts that are not empty, or none", lambda v: all(map(_is_text, _as_list(v))), _TEXTS.keep)
-
-
-def _sky_angle(hours: bool, low: int, high: int) -> _Rule:
-    kind = "hours:minutes:seconds" if hours else "degrees:minutes:seconds"
-    return _Rule(f"{low} to {high} degrees, as a number or as {kind}",
-                 lambda v: not isinstance(v, bool) and low <= _degrees(v, hours) <= high, lambda v: _degrees(v, hours))
-
-
-def _degrees(value: Any, hours: bool) -> float:
-    if hasattr(value, "to_value"):  # an astropy Quantity or Angle
-        return float(value.to_value("deg"))
-    try:
-        return float(value)
-    except ValueError:
-        # Imported late: astropy.coordinates takes half a second, and `gpudia --help` imports this module.
-        from astropy.coordinates import Angle
-
-        return float(Angle(value.strip(), unit="hourangle" if hours else "deg").to_value("deg"))
-
-
-def _is_site(value: Any) -> bool:
-    longitude, latitude, height = map(float, _as_list(value))
-    return -180 <= longitude <= 360 and -90 <= latitude <= 90 and math.isfinite(height)
-
-
-_SITE = _Rule("longitude (degrees east), latitude (degrees) and height (m)", _is_site,
-              lambda v: tuple(map(float, _as_list(v))))
 
 
 @dataclass(frozen=True)
@@ -158,7 +76,7 @@ class LayoutNames:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            names = _optional(_TEXTS).apply(f"layout.{f.name}", getattr(self, f.name))
+            names = optional(TEXTS).apply(f"layout.{f.name}", getattr(self, f.name))
             object.__setattr__(self, f.name, names)
 
 
@@ -177,10 +95,10 @@ def _as_layout(value: Any) -> LayoutNames:
     return LayoutNames(**value) if isinstance(value, Mapping) else value
 
 
-_LAYOUT = _Rule("a table of names", lambda v: isinstance(v, LayoutNames | Mapping), _as_layout)
+_LAYOUT = Rule("a table of names", lambda v: isinstance(v, LayoutNames | Mapping), _as_layout)
 
 
-def _setting(rule: _Rule, default: Any = dataclasses.MISSING) -> Any:
+def _setting(rule: Rule, default: Any = dataclasses.MISSING) -> Any:
     return field(default=default, metadata={"rule": rule})
 
 
@@ -274,44 +192,44 @@ class RunConfig:
     (267.9175, 300)
     """
 
-    frames: tuple[str, ...] = _setting(_TEXTS)
-    output: str = _setting(_TEXT)
-    ra: float | None = _setting(_optional(_sky_angle(True, 0, 360)), None)
-    dec: float | None = _setting(_optional(_sky_angle(False, -90, 90)), None)
-    select: tuple[str, ...] = _setting(_MAYBE_TEXTS, ())
-    mixed: tuple[str, ...] = _setting(_several("filter", "instrument"), ())
-    site: tuple[float, float, float] | None = _setting(_optional(_SITE), None)
-    size: int = _setting(_integer(16), 250)
-    reference: str = _setting(_TEXT, "auto")
-    stack_size: int | str = _setting(_auto_or(_integer(2)), "auto")
-    align: bool = _setting(_YES_NO, True)
-    resample: str = _setting(_choice("auto", "never", "always"), "auto")
-    max_rms: float = _setting(_number("pixels"), 0.5)
-    min_matches: int = _setting(_integer(3), 3)
-    detection_threshold: float = _setting(_number("sigma"), 5.0)
-    max_stars: int = _setting(_integer(3), 5000)
-    find_defects: bool = _setting(_YES_NO, True)
-    kernel_size: int | str = _setting(_auto_or(_integer(3, odd=True)), "auto")
-    kernel_support: str = _setting(_choice("circle", "square", "aic"), "circle")
-    spatial_degree: int | str = _setting(_auto_or(_integer(0, 3)), "auto")
-    background_degree: int | str = _setting(_auto_or(_integer(0, 5)), "auto")
-    scale_degree: int | str = _setting(_auto_or(_integer(0, 3)), "auto")
-    smoothness: float = _setting(_number("a share", zero=True), 0.0)
-    passes: int = _setting(_integer(1, 20), 4)
-    clip: float = _setting(_number("sigma"), 5.0)
-    solver: str = _setting(_choice("auto", "direct", "iterative"), "auto")
-    correct_bias: bool = _setting(_YES_NO, True)
-    aperture_radius: float | str = _setting(_auto_or(_number("pixels")), "auto")
-    gain: float | None = _setting(_optional(_number("e-/ADU")), None)
-    read_noise: float | None = _setting(_optional(_number("e-", zero=True)), None)
-    saturation: float | None = _setting(_optional(_number("ADU")), None)
+    frames: tuple[str, ...] = _setting(TEXTS)
+    output: str = _setting(TEXT)
+    ra: float | None = _setting(optional(sky_angle(True, 0, 360)), None)
+    dec: float | None = _setting(optional(sky_angle(False, -90, 90)), None)
+    select: tuple[str, ...] = _setting(MAYBE_TEXTS, ())
+    mixed: tuple[str, ...] = _setting(several("filter", "instrument"), ())
+    site: tuple[float, float, float] | None = _setting(optional(SITE), None)
+    size: int = _setting(integer(16), 250)
+    reference: str = _setting(TEXT, "auto")
+    stack_size: int | str = _setting(auto_or(integer(2)), "auto")
+    align: bool = _setting(YES_NO, True)
+    resample: str = _setting(choice("auto", "never", "always"), "auto")
+    max_rms: float = _setting(number("pixels"), 0.5)
+    min_matches: int = _setting(integer(3), 3)
+    detection_threshold: float = _setting(number("sigma"), 5.0)
+    max_stars: int = _setting(integer(3), 5000)
+    find_defects: bool = _setting(YES_NO, True)
+    kernel_size: int | str = _setting(auto_or(integer(3, odd=True)), "auto")
+    kernel_support: str = _setting(choice("circle", "square", "aic"), "circle")
+    spatial_degree: int | str = _setting(auto_or(integer(0, 3)), "auto")
+    background_degree: int | str = _setting(auto_or(integer(0, 5)), "auto")
+    scale_degree: int | str = _setting(auto_or(integer(0, 3)), "auto")
+    smoothness: float = _setting(number("a share", zero=True), 0.0)
+    passes: int = _setting(integer(1, 20), 4)
+    clip: float = _setting(number("sigma"), 5.0)
+    solver: str = _setting(choice("auto", "direct", "iterative"), "auto")
+    correct_bias: bool = _setting(YES_NO, True)
+    aperture_radius: float | str = _setting(auto_or(number("pixels")), "auto")
+    gain: float | None = _setting(optional(number("e-/ADU")), None)
+    read_noise: float | None = _setting(optional(number("e-", zero=True)), None)
+    saturation: float | None = _setting(optional(number("ADU")), None)
     layout_names: LayoutNames = field(default=LayoutNames(), metadata={"rule": _LAYOUT})
     backend: str = field(default_factory=lambda: os.environ.get("GPUDIA_BACKEND") or "auto",
-                         metadata={"rule": _choice("auto", "numpy", "cupy")})
-    batch_size: int | str = _setting(_auto_or(_integer(1)), "auto")
-    products: bool = _setting(_YES_NO, True)
-    resume: bool = _setting(_YES_NO, False)
-    overwrite: bool = _setting(_YES_NO, False)
+                         metadata={"rule": choice("auto", "numpy", "cupy")})
+    batch_size: int | str = _setting(auto_or(integer(1)), "auto")
+    products: bool = _setting(YES_NO, True)
+    resume: bool = _setting(YES_NO, False)
+    overwrite: bool = _setting(YES_NO, False)
 
     def __post_init__(self) -> None:
         for f in fields(self):
