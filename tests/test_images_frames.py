@@ -1,6 +1,7 @@
 """Regions and cutouts, series, and files that appear whole or not at all."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from gpudia.images import (
     FrameLayout,
     FrameQuality,
     Region,
+    check_mixture,
     check_series,
     cut,
     flux_noise,
@@ -124,6 +126,33 @@ class TestSeries:
         with pytest.raises(InputError, match=r"transparencies must have shape \(4,\), got \(1,\)"):
             rank_references(qualities, [1.0])
 
+    @pytest.mark.parametrize("name", ["filter", "instrument"])
+    def test_a_few_odd_frames_fail_and_a_mixture_is_refused(self, name):
+        def some(**counts):
+            return [SimpleNamespace(path=f"{value}{i}.fits", **{name: value if value != "unknown" else ""})
+                    for value, count in counts.items() for i in range(count)]
+
+        assert check_mixture([], name) == check_mixture(some(unknown=3), name) == check_mixture(some(a=9), name) == {}
+        odd = check_mixture(some(a=9, unknown=30, b=1), name)
+        assert {i: str(e) for i, e in odd.items()} == {39: f"b0.fits: {name} must be that of the series, a, got b"}
+        assert sorted(check_mixture(some(a=1, b=18, c=1), name)) == [0, 19]
+        with pytest.raises(ConfigError) as refused:
+            check_mixture(some(b=40, a=60, unknown=500), name)
+        assert str(refused.value) == (f"{name} must be the same in all frames, got a (60), b (40): keep one with "
+                                      f"--select \"{name} == 'a'\", or let them differ with --mixed {name}")
+        for counts in ({"a": 8, "b": 1}, {"a": 1, "b": 1}, {"a": 45, "b": 3, "c": 3}):
+            with pytest.raises(ConfigError, match=f"{name} must be the same"):
+                check_mixture(some(**counts), name)
+
+    def test_a_reference_says_what_the_others_must_be(self):
+        frames = [SimpleNamespace(path=f"{i}.fits", filter="rp" if i < 19 else "gp") for i in range(20)]
+        assert sorted(check_mixture(frames, "filter", "rp")) == [19]
+        with pytest.raises(ConfigError, match=r"\(that of the reference, gp\), got rp \(19\), gp \(1\): keep one with "
+                                              r"--select \"filter == 'gp'\""):
+            check_mixture(frames, "filter", "gp")
+        with pytest.raises(ConfigError, match=r"\(that of the reference, ip\).*: name a reference among them, or"):
+            check_mixture(frames, "filter", "ip")
+
     def test_mixed(self):
         def made(shape, band):
             data = np.random.default_rng(1).normal(0, 1, shape)
@@ -136,6 +165,7 @@ class TestSeries:
         assert str(errors[2]) == "rp.fits: shape must be that of the series, (20, 30), got (30, 20)"
         assert str(errors[3]) == "gp.fits: filter must be that of the series, rp, got gp"
         assert sorted(check_series(frames, reference=frames[3])) == [0, 1, 2]
+        assert sorted(check_series(frames, same=())) == [2]
         with pytest.raises(ConfigError, match="frames must name at least one image, got none"):
             check_series([])
 

@@ -9,7 +9,7 @@ from gpudia.images.matching import match_stars
 from gpudia.images.noise import estimate_variance, sky_and_noise
 from gpudia.images.reading import read_frame
 from gpudia.images.registration import Registration, identity_registration, register
-from gpudia.images.series import check_series, flux_noise, rank_references
+from gpudia.images.series import check_mixture, check_series, flux_noise, rank_references
 from gpudia.images.times import barycentric_times, site_of
 from gpudia.images.writing import write_atomically, write_hdus, write_table
 
@@ -21,6 +21,7 @@ __all__ = [
     "Registration",
     "barycentric_times",
     "catalog_of",
+    "check_mixture",
     "check_series",
     "cut",
     "detect_stars",

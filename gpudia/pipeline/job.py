@@ -29,6 +29,7 @@ from gpudia.pipeline.measure import EpochFluxes, Measures, measure_epoch, prepar
 from gpudia.pipeline.outputs import RunResult, write_difference, write_results
 from gpudia.pipeline.prepare import Prepared, PreparedBatch, in_batches, place_batch, prepare
 from gpudia.pipeline.reference import RunReference, make_reference, provisional, settle_model, trial_looks
+from gpudia.pipeline.sifting import drop_odd, note_barycentric, select_frames
 from gpudia.pipeline.stacking import stack_reference
 
 __all__ = ["run"]
@@ -74,7 +75,8 @@ def run(config: RunConfig, progress: bool = False) -> RunResult:
     Raises
     ------
     ConfigError
-        If the output folder cannot be used, no frame is found, or settings do not fit the frames.
+        If the output folder cannot be used, no frame is found or selected, filters or instruments are mixed, or
+        settings do not fit the frames.
     FrameError
         If nothing can be done: no frame is usable, or the reference is not.
 
@@ -98,7 +100,9 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     config, journal = job.config, job.journal
     journal.write("start", frames=len(paths), backend=job.backend.name, device=job.backend.device)
     looks = _look_at(job, paths)
-    best = choose_reference(looks, config, job.store)
+    note_barycentric(looks, config)
+    select_frames(looks, config.select)
+    best = _reference_of_a_kind(job, looks)
     log.info("reference %s", best.path)
     job.config = provisional(config)
     with job.bar(looks, "register") as bar:
@@ -118,7 +122,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
             _do_batch(job, batch, reference, measures)
             bar.update(len(batch))
     result = write_results(job.output, job.backend, looks, reference, measures, job.results)
-    journal.write("end", ok=result.n_ok, failed=result.n_failed)
+    journal.write("end", ok=result.n_ok, failed=result.n_failed, skipped=result.n_skipped)
     return result
 
 
@@ -149,6 +153,23 @@ def _look_at(job: _Job, paths: Sequence[Path]) -> list[Look]:
             job.journal.write("read", file=str(path), reason=looks[-1].reason)
             bar.update()
     return looks
+
+
+def _reference_of_a_kind(job: _Job, looks: Sequence[Look]) -> Look:
+    """Choose the reference; frames of another filter or instrument fall out, and never become it by themselves."""
+    named = job.config.reference not in ("auto", "stack")
+    if not named:
+        drop_odd(looks, job.config)
+    best = choose_reference(looks, job.config, job.store)
+    if named:
+        drop_odd(looks, job.config, best)
+    if best.skipped:
+        best.flags |= FRAME_FLAGS.is_reference
+    for look in looks:
+        if look.reason and look is not best:
+            job.store.drop(look.path)
+            job.journal.write("left out", file=str(look.path), status=look.status, reason=look.reason)
+    return best
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
