@@ -17,24 +17,24 @@ __all__ = ["common_facts", "epoch_table", "failures", "flag_badges", "flag_legen
 _SYMBOL = {"ok": "\N{CHECK MARK}", "failed": "\N{MULTIPLICATION X}", "skipped": "\N{EN DASH}"}
 #: Known columns of epochs.ecsv in the order of the page: (column, head, what it means).
 _COLUMNS = (
-    ("bjd_tdb", "BJD (TDB)", "mid-exposure at the barycentre of the solar system, days"),
-    ("exptime", "exposure (s)", "exposure time"),
-    ("airmass", "airmass", "from the header"),
     ("fwhm", "FWHM (px)", "seeing, pixels"),
-    ("ellipticity", "ellipticity", "1 - b/a of bright stars"),
-    ("n_stars", "stars", "stars detected"),
     ("sky", "sky (ADU)", "sky level"),
-    ("sky_noise", "sky noise (ADU)", "noise of a sky pixel, 1 sigma"),
-    ("saturated_fraction", "saturated", "share of the pixels that are saturated"),
     ("scale", "scale", "photometric scale: flux in this image over flux in the reference"),
     ("scale_err", "± scale", "1 sigma of the scale"),
     ("chi2", "chi²", "chi² per pixel of the fit; 1 is perfect"),
     ("noise_gain", "noise gain", "above 1: the kernel deconvolves and amplifies noise"),
     ("n_masked", "masked (px)", "pixels left out"),
     ("epsilon", "epsilon", "scale error that the constant stars show"),
+    ("bjd_tdb", "BJD (TDB)", "mid-exposure at the barycentre of the solar system, days"),
+    ("exptime", "exposure (s)", "exposure time"),
+    ("airmass", "airmass", "from the header"),
+    ("sky_noise", "sky noise (ADU)", "noise of a sky pixel, 1 sigma"),
+    ("n_stars", "stars", "stars detected"),
+    ("ellipticity", "ellipticity", "1 - b/a of bright stars"),
+    ("saturated_fraction", "saturated", "share of the pixels that are saturated"),
 )
 _NOT_NUMBERS = {"mjd", "flags"}
-_FORMS = {"bjd_tdb": "{:.6f}"}
+_FORMS = {"bjd_tdb": "{:.6f}", "saturated_fraction": "{:.1g}"}
 #: Whole numbers, for which -1 stands for: not counted.
 _COUNTS = {"n_stars", "n_matched", "n_masked", "n_clipped", "n_pixels", "iterations"}
 #: Texts that are a column where the images differ in them: (column, head, what it means).
@@ -168,9 +168,10 @@ def _reasons(epochs: list[Epoch]) -> str:
     groups: dict[tuple[str, str, int], list[str]] = {}
     for e in epochs:
         if e.status != "ok":
-            # Frames that one condition leaves out belong together, whatever was found in each.
-            reason = e.reason.split(", got ")[0] if e.status == "skipped" else e.reason
-            groups.setdefault((e.status, reason, e.flags), []).append(Path(e.file).name or e.name)
+            key = (e.status, e.reason, e.flags)
+            if e.status == "skipped":  # those that one condition leaves out belong together, whatever was found in each
+                key = (e.status, e.reason.split(", got ")[0], 0)
+            groups.setdefault(key, []).append(Path(e.file).name or e.name)
     if not groups:
         return "<p>Nothing failed: every image was subtracted.</p>"
     items = "".join(
