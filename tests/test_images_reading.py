@@ -167,6 +167,14 @@ class TestTime:
         assert frame.mjd == pytest.approx(mjd, abs=1e-8, nan_ok=True)
 
 
+    @pytest.mark.parametrize(("cards", "airmass"), [
+        ({"AIRMASS": 1.3}, 1.3), ({"AIRMASS": "1.3"}, 1.3), ({"AIRMASS": 0.0}, np.nan), ({"AIRMASS": -999}, np.nan),
+        ({"SECZ": 1.2}, 1.2), ({}, np.nan)])
+    def test_airmass(self, cards, airmass):
+        frame = make_frame(image(), header=fits.Header({"GAIN": 1.0, **cards}))
+        assert frame.airmass == pytest.approx(airmass, nan_ok=True)
+
+
 class TestUnusable:
     def test_missing_folder_and_text(self, tmp_path):
         with pytest.raises(FrameError, match=r"none\.fits: file must exist"):

@@ -85,10 +85,10 @@ def test_a_failed_frame_stays_failed_unless_it_is_known_not_to_be_wanted():
 
 
 def test_a_selection_of_nothing_is_refused_with_the_reasons():
-    looks = [look("a", fwhm=7.0), look("b", fwhm=7.0), broken("c")]
-    with pytest.raises(ConfigError, match=r"^select must leave at least one frame, got none of 2: "
-                                          r"2 not selected: fwhm < 6, got 7$"):
-        select_frames(looks, ["fwhm < 6"])
+    looks = [*(look("a", fwhm=width) for width in (7.0, 7.0, 8.0, 9.0, 9.5)), look("b", sky=9.0), broken("c")]
+    with pytest.raises(ConfigError, match=r"^select must leave at least one frame, got none of 6: 5 not selected: "
+                                          r"fwhm < 6, got 7; 8; 9; ... \| 1 not selected: sky > 10, got 9$"):
+        select_frames(looks, ["fwhm < 6", "sky > 10"])
     select_frames([broken("c")], ["fwhm < 6"])  # nothing was readable: that is for the run to say
 
 

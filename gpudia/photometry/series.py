@@ -180,10 +180,10 @@ def target_table(mjd: Any, image: Sequence[str], measures: Mapping[str, Combined
         "flux_ref": flux_ref, "flux": best.flux, "flux_err": best.flux_err, "method": method, "scale": scale,
         "scale_err": scale_err, "mag": mags.mag, "mag_err": mags.mag_err, "limit": mags.limit, "flags": flags,
     }
-    if bjd_tdb is not None:
-        columns = {"bjd_tdb": bjd_tdb, **columns}
     for name, fluxes in measures.items():
         columns |= {f"flux_diff_{name}": fluxes.flux_diff, f"flux_diff_err_{name}": fluxes.flux_diff_err}
+    if bjd_tdb is not None:
+        columns["bjd_tdb"] = bjd_tdb
     order = np.argsort(mjd, kind="stable")
     series = TimeSeries(time=Time(mjd[order], format="mjd", scale="utc"),
                         data={name: _column(name, value, n)[order] for name, value in columns.items()})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,9 +90,20 @@ def select_frames(looks: Sequence[Look], conditions: Sequence[str]) -> None:
     if parsed:
         log.info("%d of %d frames selected", left, len(looks))
     if usable and not left:
-        reasons = Counter(look.reason for look in usable)
-        some = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
-        raise ConfigError(f"select must leave at least one frame, got none of {len(usable)}: {some}")
+        raise ConfigError(f"select must leave at least one frame, got none of {len(usable)}: {_by_condition(usable)}")
+
+
+def _by_condition(looks: Sequence[Look]) -> str:
+    """How many frames each condition left out, and some of the values found."""
+    found: dict[str, list[str]] = {}
+    for look in looks:
+        condition, _, value = look.reason.partition(", got ")
+        found.setdefault(condition, []).append(value)
+    parts = []
+    for condition, values in found.items():
+        some = list(dict.fromkeys(values))
+        parts.append(f"{len(values)} {condition}, got {'; '.join(some[:3])}{'; ...' if len(some) > 3 else ''}")
+    return " | ".join(parts)
 
 
 def drop_odd(looks: Sequence[Look], config: RunConfig, reference: Look | None = None) -> None:
