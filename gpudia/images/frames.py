@@ -39,7 +39,8 @@ class Frame:
     wcs : WCS or None
         Only where it is celestial and sane.
     catalog : Table or None
-        The frame's own catalog as read; `gpudia.images.catalog_of` brings it into a common form.
+        The frame's own catalog as read, positions in the full frame; `gpudia.images.catalog_of` brings it into a
+        common form.
     mjd : float
         Mid-exposure, UTC; NaN if unknown.
     exptime : float
@@ -56,6 +57,8 @@ class Frame:
         From the header, pixels; NaN if unknown. `gpudia.images.frame_quality` measures it.
     sky, sky_noise : float
         Level and noise of a typical sky pixel, ADU.
+    origin : tuple of int
+        (x0, y0) of the first pixel in the full frame that this is a part of; (0, 0) for a whole frame.
     header : Header
         Primary header updated by that of the image.
     flags : int
@@ -83,6 +86,7 @@ class Frame:
     header: Header = field(default_factory=Header, repr=False)
     flags: int = 0
     path: Path | None = None
+    origin: tuple[int, int] = (0, 0)
 
     @property
     def shape(self) -> tuple[int, int]:
