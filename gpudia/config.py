@@ -16,6 +16,7 @@ from typing import Any
 import tomli_w
 
 from gpudia.errors import ConfigError
+from gpudia.flags import mask_bits_of
 
 __all__ = ["LayoutNames", "RunConfig"]
 
@@ -116,11 +117,14 @@ class LayoutNames:
         Keywords of the middle and of the start of the exposure, UTC, MJD or ISO date.
     filter_keys, instrument_keys, fwhm_keys, scale_keys : tuple of str, optional
         Keywords of the filter's and the instrument's name, the seeing (arcsec) and the pixel scale (arcsec/pixel).
+    mask_bits : optional
+        Which bits of the mask mean "do not use": names of `gpudia.flags.FILE_FLAGS` or values; or a table of such names
+        with the values that the mask has for them (``{saturated = 4, bad = [1, 16]}``). None: every bit.
 
     Raises
     ------
     ConfigError
-        If a name is empty or not a text.
+        If a name is empty or not a text, or a bit unknown.
     """
 
     image_hdu: tuple[str, ...] | None = None
@@ -137,11 +141,14 @@ class LayoutNames:
     instrument_keys: tuple[str, ...] | None = None
     fwhm_keys: tuple[str, ...] | None = None
     scale_keys: tuple[str, ...] | None = None
+    mask_bits: Any = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mask_bits", mask_bits_of(self.mask_bits))
         for f in fields(self):
-            names = _optional(_TEXTS).apply(f"layout.{f.name}", getattr(self, f.name))
-            object.__setattr__(self, f.name, names)
+            if f.name != "mask_bits":
+                names = _optional(_TEXTS).apply(f"layout.{f.name}", getattr(self, f.name))
+                object.__setattr__(self, f.name, names)
 
 
 def _refuse_unknown(settings: Iterable[str], owner: type, prefix: str = "") -> None:
@@ -339,6 +346,8 @@ class RunConfig:
         """Return the settings as TOML, from which `from_toml` makes an equal object; what is None is left out."""
         table = _given(dataclasses.asdict(self))
         names = _given(table.pop("layout_names"))
+        if "mask_bits" in names:
+            names["mask_bits"] = dict(names["mask_bits"])
         return tomli_w.dumps(table | ({"layout": names} if names else {}))
 
     def replace(self, **changes: Any) -> RunConfig:

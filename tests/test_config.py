@@ -132,6 +132,7 @@ def test_the_environment_gives_the_default_backend(monkeypatch, value, backend):
     ({"qqq": 1}, r"^qqq must be the name of a setting.*known are frames, output"),
     ({"layout_names": {"gain_key": "GAIN"}}, r"^layout.gain_key .*did you mean layout.gain_keys\?"),
     ({"layout_names": {"image_hdu": ""}}, r"^layout.image_hdu must be one or several texts.*got ''"),
+    ({"layout_names": {"mask_bits": ["saturate"]}}, r"^mask_bits must be names \(bad, saturated, .*got \['saturate'\]"),
     ({"frames": None}, r"^frames must be given"),
     ({"output": None}, r"^output must be given"),
 ])
@@ -192,7 +193,9 @@ SETTINGS = {
     "products": st.booleans(),
     "overwrite": st.booleans(),
     "layout_names": st.fixed_dictionaries({}, optional={
-        "image_hdu": texts, "error_hdu": st.none(), "gain_keys": st.lists(texts, min_size=1, max_size=3)}),
+        "image_hdu": texts, "error_hdu": st.none(), "gain_keys": st.lists(texts, min_size=1, max_size=3),
+        "mask_bits": st.lists(st.sampled_from(["bad", "saturated"]) | st.integers(1, 2**40), max_size=3)
+        | st.dictionaries(st.sampled_from(["bad", "no_data"]), st.integers(1, 2**40))}),
 }
 positions = st.just({}) | st.fixed_dictionaries({"ra": st.floats(0, 360), "dec": st.floats(-90, 90)})
 

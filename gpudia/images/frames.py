@@ -15,7 +15,7 @@ from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 
 from gpudia.errors import DataWarning, FrameError
-from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
+from gpudia.flags import FILE_FLAGS, FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images.headers import FrameLayout, exposure_facts, name_of, pixel_scale, sane_wcs
 from gpudia.images.noise import estimate_variance, guess_gain, guess_saturation, sky_and_noise, unexposed
 
@@ -121,7 +121,7 @@ def make_frame(
         One sigma, ADU; made by `estimate_variance` when not given. Pixels where it is not finite or not positive
         are masked.
     bits : array_like of int or bool, shape (H, W), optional
-        Bits of `gpudia.flags.PIXEL_FLAGS`; True counts as bad.
+        Bits of `gpudia.flags.FILE_FLAGS`, unless the layout says otherwise; True counts as bad.
     header : Header, optional
         Where gain, time and so on are looked up.
     wcs : WCS, optional
@@ -129,7 +129,7 @@ def make_frame(
     catalog : Table, optional
         The frame's own star catalog.
     layout : FrameLayout, optional
-        Keywords and overriding values.
+        Keywords, overriding values, which bits of the mask count.
     path, name
         Where it came from and what to call it.
 
@@ -145,7 +145,7 @@ def make_frame(
     """
     layout, header = layout or FrameLayout(), Header() if header is None else header
     values, dtype = _native(data, "image", path)
-    mask = _pixel_bits(bits, values.shape, path)
+    mask = _pixel_bits(bits, values.shape, layout, path)
     mask[~np.isfinite(values)] |= PIXEL_FLAGS.no_data
     sigma = None
     if error is not None:
@@ -225,14 +225,27 @@ def _matching(plane: NDArray, shape: tuple[int, ...], what: str, path: Any) -> N
     return plane
 
 
-def _pixel_bits(bits: ArrayLike | None, shape: tuple[int, ...], path: Any) -> NDArray[np.uint8]:
+def _pixel_bits(
+    bits: ArrayLike | None, shape: tuple[int, ...], layout: FrameLayout, path: Any
+) -> NDArray[np.uint8]:
+    """Bits of `PIXEL_FLAGS` from those of a file's mask."""
     if bits is None:
         return np.zeros(shape, np.uint8)
     plane = _matching(np.asarray(bits), shape, "mask", path)
-    if plane.dtype.kind not in "biu":
-        plane = np.where(np.isfinite(plane), plane, PIXEL_FLAGS.bad).astype(np.int64)
-    known = (plane & 0xFF).astype(np.uint8)
-    known[(plane != 0) & (known == 0)] = PIXEL_FLAGS.bad  # a bit we have no name for still says: do not use
+    if plane.dtype.kind == "b":
+        return plane.astype(np.uint8)
+    lost = False
+    if plane.dtype.kind not in "iu":
+        lost = ~np.isfinite(plane)
+        plane = np.where(lost, 0, plane).astype(np.int64)
+    if layout.mask_bits is None:
+        known = (plane & sum(f.value for f in FILE_FLAGS)).astype(np.uint8)
+        known[(plane != 0) & (known == 0)] = PIXEL_FLAGS.bad  # a bit we have no name for still says: do not use
+    else:
+        known = np.zeros(shape, np.uint8)
+        for name, value in layout.mask_bits:
+            known[(plane.astype(np.int64) & value) != 0] |= getattr(PIXEL_FLAGS, name)
+    known[lost] |= PIXEL_FLAGS.bad
     return known
 
 

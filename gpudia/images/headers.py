@@ -16,6 +16,7 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 
 from gpudia.errors import ConfigError, DataWarning
+from gpudia.flags import mask_bits_of
 
 __all__ = ["FrameLayout", "exposure_facts", "name_of", "pixel_scale", "sane_wcs"]
 
@@ -41,11 +42,14 @@ class FrameLayout:
         Pixel scale, arcsec/pixel, used where there is no WCS.
     gain, read_noise, saturation : float or None
         Used instead of the header's (e-/ADU, e-, ADU).
+    mask_bits : optional
+        Which bits of the mask mean "do not use", by name or value, or what the bits of another pipeline's mask mean:
+        see `gpudia.flags.mask_bits_of`. Default: every bit. Boolean masks have no bits: True is bad in any case.
 
     Raises
     ------
     ConfigError
-        A value is not positive (the read noise: negative).
+        A value is not positive (the read noise: negative); `mask_bits` has an unknown name.
     """
 
     image_hdu: tuple[str, ...] = ("SCI",)
@@ -65,11 +69,14 @@ class FrameLayout:
     gain: float | None = None
     read_noise: float | None = None
     saturation: float | None = None
+    mask_bits: Any = None
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(item.default, tuple):
+            if item.name == "mask_bits":
+                object.__setattr__(self, item.name, mask_bits_of(value))
+            elif isinstance(item.default, tuple):
                 names = (value,) if isinstance(value, str) else tuple(value)
                 object.__setattr__(self, item.name, names)
             elif value is not None:
