@@ -231,6 +231,9 @@ class RunConfig:
         Radius of the aperture, pixels, the same in all frames. ``auto``: from the reference's FWHM.
     gain, read_noise, saturation : float, optional
         Take this instead of the headers' values; e-/ADU, e-, ADU.
+    noise : {"auto", "header", "data"}
+        What variances are made of where a frame has no error plane. ``auto``: the sky's noise as measured, and the
+        photon noise of stars by the gain; ``header``: gain and read noise alone; ``data``: nothing but the image.
     layout_names : LayoutNames or mapping
         Names of extensions and keywords; the table ``[layout]`` in TOML.
     backend : {"auto", "numpy", "cupy"}
@@ -282,6 +285,7 @@ class RunConfig:
     gain: float | None = _setting(_optional(_number("e-/ADU")), None)
     read_noise: float | None = _setting(_optional(_number("e-", zero=True)), None)
     saturation: float | None = _setting(_optional(_number("ADU")), None)
+    noise: str = _setting(_choice("auto", "header", "data"), "auto")
     layout_names: LayoutNames = field(default=LayoutNames(), metadata={"rule": _LAYOUT})
     backend: str = field(default_factory=lambda: os.environ.get("GPUDIA_BACKEND") or "auto",
                          metadata={"rule": _choice("auto", "numpy", "cupy")})
@@ -363,7 +367,8 @@ class RunConfig:
 
     def layout(self) -> dict[str, Any]:
         """Return the keyword arguments of `gpudia.images.FrameLayout` that differ from its defaults."""
-        overrides = {"gain": self.gain, "read_noise": self.read_noise, "saturation": self.saturation}
+        overrides = {"gain": self.gain, "read_noise": self.read_noise, "saturation": self.saturation,
+                     "noise": None if self.noise == "auto" else self.noise}
         return _given(dataclasses.asdict(self.layout_names) | overrides)
 
 

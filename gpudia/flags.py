@@ -173,6 +173,8 @@ FRAME_FLAGS = FlagTable(
          "check flat field and background"),
     Flag(16384, "in_reference", "part of the stacked reference; the flux errors count the noise that they share",
          "none needed"),
+    Flag(32768, "noise_mismatch", "the sky's noise differs by more than a factor 1.5 from what gain and read noise (or "
+         "the error plane) say", "check them, then settle it with noise = 'header' or 'data'"),
 )
 
 #: Bits of one star in one epoch (or of a star over all epochs in SOURCES).

@@ -45,6 +45,7 @@ def make(**changes):
     ("solver", "cg", "one of auto, direct, iterative"),
     ("resample", True, "one of auto, never, always"),
     ("aperture_radius", -3.0, "'auto' or a number of pixels, above 0"),
+    ("noise", "both", "one of auto, header, data"),
     ("gain", 0.0, "a number of e-/ADU, above 0"),
     ("gain", "2.4", "a number of e-/ADU, above 0"),
     ("read_noise", -1, "a number of e-, not negative"),
@@ -160,13 +161,14 @@ def test_a_config_is_a_value():
 
 def test_layout_gives_the_reader_only_what_was_set():
     assert make().layout() == {}
+    assert make(noise="header").layout() == {"noise": "header"}
     layout = make(gain=2.4, layout_names={"image_hdu": "DATA", "gain_keys": ["EGAIN", "GAIN"]}).layout()
     assert layout == {"image_hdu": ("DATA",), "gain_keys": ("EGAIN", "GAIN"), "gain": 2.4}
     assert FrameLayout(**layout) == FrameLayout(image_hdu=("DATA",), gain_keys=("EGAIN", "GAIN"), gain=2.4)
 
 
 def test_every_name_that_can_be_set_is_one_that_the_reader_has():
-    names = {f.name for f in dataclasses.fields(LayoutNames)} | {"gain", "read_noise", "saturation"}
+    names = {f.name for f in dataclasses.fields(LayoutNames)} | {"gain", "read_noise", "saturation", "noise"}
     assert names == {f.name for f in dataclasses.fields(FrameLayout)}
 
 
@@ -188,6 +190,7 @@ SETTINGS = {
     "gain": st.none() | numbers,
     "read_noise": st.none() | st.just(0.0) | numbers,
     "batch_size": auto | st.integers(1, 500),
+    "noise": st.sampled_from(["auto", "header", "data"]),
     "backend": st.sampled_from(["auto", "numpy", "cupy"]),
     "align": st.booleans(),
     "products": st.booleans(),

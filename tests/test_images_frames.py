@@ -45,7 +45,7 @@ def frame():
     wcs.sip = Sip(a, b, None, None, wcs.wcs.crpix)
     data = np.random.default_rng(0).normal(100, 5, SHAPE)
     data[20, 30] = np.nan
-    return make_frame(data, wcs=wcs, layout=FrameLayout(gain=1.5, read_noise=4.0, saturation=1e5), path="f.fits")
+    return make_frame(data, wcs=wcs, layout=FrameLayout(gain=4.0, read_noise=0.0, saturation=1e5), path="f.fits")
 
 
 class TestRegion:

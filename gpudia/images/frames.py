@@ -17,7 +17,16 @@ from numpy.typing import ArrayLike, NDArray
 from gpudia.errors import DataWarning, FrameError
 from gpudia.flags import FILE_FLAGS, FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images.headers import FrameLayout, exposure_facts, name_of, pixel_scale, sane_wcs
-from gpudia.images.noise import estimate_variance, guess_gain, guess_saturation, sky_and_noise, unexposed
+from gpudia.images.noise import (
+    SkyMaps,
+    estimate_variance,
+    expected_noise,
+    guess_gain,
+    guess_saturation,
+    measure_sky,
+    noise_ratio,
+    unexposed,
+)
 
 __all__ = ["Frame", "frame_from_nddata", "make_frame"]
 
@@ -118,8 +127,8 @@ def make_frame(
     data : array_like, shape (H, W)
         Image, ADU, any real dtype and byte order.
     error : array_like, shape (H, W), optional
-        One sigma, ADU; made by `estimate_variance` when not given. Pixels where it is not finite or not positive
-        are masked.
+        One sigma, ADU; made by `estimate_variance` when not given, of what ``layout.noise`` says. Pixels where it is
+        not finite or not positive are masked.
     bits : array_like of int or bool, shape (H, W), optional
         Bits of `gpudia.flags.FILE_FLAGS`, unless the layout says otherwise; True counts as bad.
     header : Header, optional
@@ -136,12 +145,14 @@ def make_frame(
     Returns
     -------
     Frame
+        With the flag ``noise_mismatch``, and a `DataWarning`, where the noise of its sky is not what `error`, or else
+        gain and read noise of the header, say.
 
     Raises
     ------
     FrameError
-        The image is not 2-D or not numeric, `error` or `bits` has another shape, no pixel is good, or all good pixels
-        are equal.
+        The image is not 2-D or not numeric, `error` or `bits` has another shape, no pixel is good, all good pixels are
+        equal, or ``layout.noise`` is "header" and gain or read noise is missing.
     """
     layout, header = layout or FrameLayout(), Header() if header is None else header
     values, dtype = _native(data, "image", path)
@@ -153,21 +164,26 @@ def make_frame(
         mask[~(np.isfinite(sigma) & (sigma > 0))] |= PIXEL_FLAGS.no_data
     _refuse_empty(values, mask == 0, path)
     facts = exposure_facts(header, layout)
-    maps = sky_and_noise(values, mask != 0)
-    values = np.where(np.isfinite(values), values, maps[0]).astype(values.dtype, copy=False)
-    facts, flags = _complete(facts, values, mask, maps, dtype, path)
+    if layout.noise == "header" and sigma is None and not (facts["gain"] > 0 and facts["read_noise"] >= 0):
+        raise FrameError(f"gain and read noise must be known where noise is 'header', got {facts['gain']:g} and "
+                         f"{facts['read_noise']:g}", path)
+    maps = measure_sky(values, mask != 0)
+    values = np.where(np.isfinite(values), values, maps.sky).astype(values.dtype, copy=False)
+    facts, flags = _complete(facts, values, mask, maps, dtype, layout, path)
     with np.errstate(invalid="ignore"):
         mask[values >= facts["saturation"]] |= PIXEL_FLAGS.saturated
     good = mask == 0
     _refuse_empty(values, good, path)
-    variance = estimate_variance(values, ~good, facts["gain"], facts["read_noise"], maps)
+    variance = estimate_variance(values, ~good, facts["gain"], facts["read_noise"], maps, layout.noise)
+    if sigma is not None or not (layout.noise == "data" or flags & FRAME_FLAGS.gain_guessed):
+        flags |= _noise_flag(values, good, maps, sigma, facts, dtype, path)
     if sigma is not None:
         with np.errstate(over="ignore", under="ignore"):
             known = sigma.astype(values.dtype) ** 2
         variance = np.where(np.isfinite(known) & (known > 0), known, variance)
     wcs = sane_wcs(wcs, values.shape, path)
     fwhm = facts.pop("fwhm_arcsec") / pixel_scale(wcs, header, layout)
-    sky, noise = (float(np.median(m[good])) for m in maps)
+    sky, noise = (float(np.median(m[good])) for m in maps[:2])
     return Frame(
         name=name or name_of(path), data=values, variance=variance, mask=mask, sky=sky, sky_noise=noise, wcs=wcs,
         catalog=catalog, fwhm=fwhm, header=header, flags=flags, path=None if path is None else Path(path), **facts,
@@ -258,14 +274,19 @@ def _refuse_empty(values: NDArray, good: NDArray[np.bool_], path: Any) -> None:
 
 
 def _complete(
-    facts: dict[str, Any], values: NDArray, mask: NDArray, maps: tuple[NDArray, NDArray], dtype: np.dtype, path: Any
+    facts: dict[str, Any], values: NDArray, mask: NDArray, maps: SkyMaps, dtype: np.dtype, layout: FrameLayout,
+    path: Any,
 ) -> tuple[dict[str, Any], int]:
     """Fill in gain and saturation from the data where the header lacks them; mask what saw no sky."""
     good, flags = mask == 0, 0
-    sky, noise = (float(np.median(m[good])) for m in maps)
+    sky, noise = (float(np.median(m[good])) for m in maps[:2])
     mask[unexposed(values, good, sky, noise)] |= PIXEL_FLAGS.no_data
-    if not (np.isfinite(facts["gain"]) and facts["gain"] > 0):
-        found, facts["gain"] = facts["gain"], guess_gain(sky, noise, facts["read_noise"])
+    measured = guess_gain(sky, noise, facts["read_noise"])
+    if layout.noise == "data" and measured > 0:
+        facts["gain"] = measured
+        flags |= FRAME_FLAGS.gain_guessed
+    elif not (np.isfinite(facts["gain"]) and facts["gain"] > 0):
+        found, facts["gain"] = facts["gain"], measured
         flags |= FRAME_FLAGS.gain_guessed
         warnings.warn(
             f"{path or 'frame'}: gain must be positive, got {found:g}; taken from the data: {facts['gain']:.3g} e-/ADU",
@@ -276,3 +297,30 @@ def _complete(
         facts["saturation"] = guess_saturation(values, good, sky, noise, dtype) if good.any() else np.nan
         flags |= FRAME_FLAGS.saturation_guessed
     return facts, flags
+
+
+def _noise_flag(
+    values: NDArray, good: NDArray[np.bool_], maps: SkyMaps, sigma: NDArray | None, facts: dict[str, Any],
+    dtype: np.dtype, path: Any,
+) -> int:
+    """Flag and warn where the sky's noise is not what the error plane, or else gain and read noise, say."""
+    thin = (slice(None, None, max(1, min(values.shape) // 250)),) * 2  # the maps are smooth
+    maps, good = SkyMaps(*(m[thin] for m in maps)), good[thin]
+    if sigma is not None:
+        stated = "the error plane says", "errors in another unit than ADU", "errors in another unit than ADU"
+        good = good & (values[thin] < maps.sky + maps.noise)
+        bounds = sigma[thin], sigma[thin]
+    else:
+        stated = ("gain and read noise say", "a gain too large, or stars too crowded to see empty sky",
+                  "a gain too small (that of a mean of N frames is N times larger), too large a read noise, smoothing "
+                  "or resampling")
+        step = float(np.issubdtype(dtype, np.integer))
+        bounds = expected_noise(maps, facts["gain"], facts["read_noise"], step)
+    ratio, limit = noise_ratio(maps, good, *bounds)
+    if 1 / limit <= ratio <= limit:
+        return 0
+    warnings.warn(
+        f"{path or 'frame'}: noise of the sky must be what {stated[0]}, to a factor of {limit:.2g}, got {ratio:.3g} "
+        f"times that; it may come from {stated[1 if ratio > 1 else 2]}", DataWarning, stacklevel=4,
+    )  # fmt: skip
+    return FRAME_FLAGS.noise_mismatch
