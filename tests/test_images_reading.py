@@ -11,7 +11,16 @@ from astropy.wcs import WCS
 
 from gpudia.errors import ConfigError, DataWarning, FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
-from gpudia.images import FrameLayout, estimate_variance, frame_from_nddata, make_frame, read_frame, sky_and_noise
+from gpudia.images import (
+    FrameLayout,
+    Region,
+    cut,
+    estimate_variance,
+    frame_from_nddata,
+    make_frame,
+    read_frame,
+    sky_and_noise,
+)
 
 SHAPE = (60, 80)
 GAIN, READ_NOISE, SKY = 2.0, 6.0, 400.0
@@ -152,6 +161,50 @@ class TestLayouts:
             assert np.argwhere(frame.bad).tolist() == [[2, 2]]
             assert frame.gain == GAIN
             assert not np.shares_memory(frame.data, data)
+
+
+    @pytest.mark.parametrize("with_error", [True, False])
+    def test_there_and_back_as_ccddata(self, tmp_path, with_error):
+        bits, header = np.zeros(SHAPE, np.uint8), facts()
+        bits[3, 4], bits[5, 6], bits[7, 8] = 1, 8, 1 | 4
+        error = np.random.default_rng(4).uniform(13, 16, SHAPE) if with_error else None
+        whole = make_frame(image(), bits=bits, error=error, header=header, wcs=tan_wcs())
+        frame = cut(whole, Region(2, 3, (40, 50)))
+        made = frame.to_ccddata()
+        assert made.unit == "adu"
+        assert made.mask.dtype == bool
+        assert not np.shares_memory(made.data, frame.data)
+        assert not np.shares_memory(made.flags, frame.mask)
+        np.testing.assert_array_equal(made.mask, frame.bad)
+        np.testing.assert_allclose(made.uncertainty.array, np.sqrt(frame.variance), rtol=1e-6)
+        back = frame_from_nddata(made, name=frame.name)
+        np.testing.assert_array_equal(back.data, frame.data)
+        np.testing.assert_array_equal(back.mask, frame.mask)
+        np.testing.assert_allclose(back.variance, frame.variance, rtol=4e-7)  # a root and a square in single precision
+        for name in ("gain", "read_noise", "saturation", "exptime", "mjd", "filter", "instrument", "name"):
+            assert getattr(back, name) == getattr(frame, name)
+        assert back.header == frame.header
+        for other in (back.wcs, made.wcs, CCDData.read(_written(made, tmp_path)).wcs):
+            np.testing.assert_allclose(other.all_pix2world([[5.0, 6.0]], 0), whole.wcs.all_pix2world([[7.0, 9.0]], 0))
+
+    def test_as_ccddata_without_world_coordinates(self):
+        frame = make_frame(image(), header=fits.Header({"GAIN": GAIN}))
+        assert frame.to_ccddata().wcs is None
+        # arithmetic of astropy: the noise of a difference
+        twice = frame.to_ccddata().subtract(frame.to_ccddata())
+        np.testing.assert_allclose(twice.uncertainty.array**2, 2 * frame.variance, rtol=1e-6)
+
+    def test_flags_that_say_something_else_are_left_alone(self):
+        mask = np.zeros(SHAPE, bool)
+        mask[2, 2] = True
+        frame = frame_from_nddata(CCDData(image(), unit="adu", mask=mask, flags=np.full(SHAPE, 8), meta=dict(facts())))
+        assert np.argwhere(frame.mask).tolist() == [[2, 2]]
+        assert frame.mask[2, 2] == PIXEL_FLAGS.bad
+
+
+def _written(made, folder):
+    made.write(folder / "ccd.fits")
+    return folder / "ccd.fits"
 
 
 class TestTime:

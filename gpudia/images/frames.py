@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from astropy.io.fits import Header
-from astropy.nddata import NDData, StdDevUncertainty
+from astropy.nddata import CCDData, NDData, StdDevUncertainty
 from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
@@ -107,6 +107,19 @@ class Frame:
         """Boolean mask, True = ignore."""
         return self.mask != 0
 
+    def to_ccddata(self) -> CCDData:
+        """Return the frame as an `~astropy.nddata.CCDData`, with arrays of its own.
+
+        Data in ADU, uncertainty a standard deviation, mask boolean (True = ignore), its bits in ``flags``, the WCS of
+        these pixels, the header as read. `frame_from_nddata` makes the frame of it again, but for its catalog, origin
+        and path, and gain, read noise and saturation where they are not the header's.
+        """
+        return CCDData(
+            self.data.copy(), uncertainty=StdDevUncertainty(np.sqrt(self.variance)), mask=self.bad,
+            flags=self.mask.copy(), wcs=None if self.wcs is None else self.wcs.deepcopy(), meta=self.header.copy(),
+            unit="adu",
+        )  # fmt: skip
+
 
 def make_frame(
     data: ArrayLike,
@@ -198,8 +211,9 @@ def frame_from_nddata(
     Parameters
     ----------
     image : NDData
-        Data in ADU; the mask is boolean (True = ignore) or bits of `gpudia.flags.PIXEL_FLAGS`; any uncertainty that
-        astropy can turn into a standard deviation.
+        Data in ADU; the mask is boolean (True = ignore) or bits of `gpudia.flags.FILE_FLAGS`, which may also stand in
+        the ``flags`` of a CCDData where they say the same as its mask; any uncertainty that astropy can turn into a
+        standard deviation.
     layout : FrameLayout, optional
         Keywords and overriding values.
     name : str
@@ -219,9 +233,10 @@ def frame_from_nddata(
     if image.uncertainty is not None:
         error = image.uncertainty.represent_as(StdDevUncertainty).array
     meta = image.meta if isinstance(image.meta, Header) else Header(dict(image.meta))
-    return make_frame(
-        image.data, error=error, bits=image.mask, header=meta.copy(), wcs=image.wcs, layout=layout, name=name
-    )
+    bits, flags = image.mask, getattr(image, "flags", None)
+    if isinstance(flags, np.ndarray) and flags.dtype.kind in "iu" and np.array_equal(flags != 0, bits):
+        bits = flags
+    return make_frame(image.data, error=error, bits=bits, header=meta.copy(), wcs=image.wcs, layout=layout, name=name)
 
 
 def _native(values: ArrayLike, what: str, path: Any) -> tuple[NDArray, np.dtype]:
