@@ -54,6 +54,7 @@ _RUN_VALUES = (
     ("gain", "E/ADU", "instead of the headers' gain"),
     ("read_noise", "E", "instead of the headers' read noise"),
     ("saturation", "ADU", "instead of the headers' saturation level"),
+    ("noise", "auto|header|data", "what variances are made of where there is no error plane"),
     ("backend", "auto|numpy|cupy", "where the numbers are computed"),
     ("batch_size", "auto|N", "frames solved at once"),
 )

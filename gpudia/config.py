@@ -14,6 +14,7 @@ from typing import Any
 import tomli_w
 
 from gpudia.errors import ConfigError
+from gpudia.flags import mask_bits_of
 from gpudia.selection import parse_condition
 from gpudia.setting_rules import (
     MAYBE_TEXTS,
@@ -51,11 +52,14 @@ class LayoutNames:
     filter_keys, instrument_keys, airmass_keys, fwhm_keys, scale_keys : tuple of str, optional
         Keywords of the filter's and the instrument's name, the airmass, the seeing (arcsec) and the pixel scale
         (arcsec/pixel).
+    mask_bits : optional
+        Which bits of the mask mean "do not use": names of `gpudia.flags.FILE_FLAGS` or values; or a table of such names
+        with the values that the mask has for them (``{saturated = 4, bad = [1, 16]}``). None: every bit.
 
     Raises
     ------
     ConfigError
-        If a name is empty or not a text.
+        If a name is empty or not a text, or a bit unknown.
     """
 
     image_hdu: tuple[str, ...] | None = None
@@ -73,11 +77,14 @@ class LayoutNames:
     airmass_keys: tuple[str, ...] | None = None
     fwhm_keys: tuple[str, ...] | None = None
     scale_keys: tuple[str, ...] | None = None
+    mask_bits: Any = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mask_bits", mask_bits_of(self.mask_bits))
         for f in fields(self):
-            names = optional(TEXTS).apply(f"layout.{f.name}", getattr(self, f.name))
-            object.__setattr__(self, f.name, names)
+            if f.name != "mask_bits":
+                names = optional(TEXTS).apply(f"layout.{f.name}", getattr(self, f.name))
+                object.__setattr__(self, f.name, names)
 
 
 def _refuse_unknown(settings: Iterable[str], owner: type, prefix: str = "") -> None:
@@ -169,6 +176,9 @@ class RunConfig:
         Radius of the aperture, pixels, the same in all frames. ``auto``: from the reference's FWHM.
     gain, read_noise, saturation : float, optional
         Take this instead of the headers' values; e-/ADU, e-, ADU.
+    noise : {"auto", "header", "data"}
+        What variances are made of where a frame has no error plane. ``auto``: the sky's noise as measured, and the
+        photon noise of stars by the gain; ``header``: gain and read noise alone; ``data``: nothing but the image.
     layout_names : LayoutNames or mapping
         Names of extensions and keywords; the table ``[layout]`` in TOML.
     backend : {"auto", "numpy", "cupy"}
@@ -223,6 +233,7 @@ class RunConfig:
     gain: float | None = _setting(optional(number("e-/ADU")), None)
     read_noise: float | None = _setting(optional(number("e-", zero=True)), None)
     saturation: float | None = _setting(optional(number("ADU")), None)
+    noise: str = _setting(choice("auto", "header", "data"), "auto")
     layout_names: LayoutNames = field(default=LayoutNames(), metadata={"rule": _LAYOUT})
     backend: str = field(default_factory=lambda: os.environ.get("GPUDIA_BACKEND") or "auto",
                          metadata={"rule": choice("auto", "numpy", "cupy")})
@@ -289,6 +300,8 @@ class RunConfig:
         """Return the settings as TOML, from which `from_toml` makes an equal object; what is None is left out."""
         table = _given(dataclasses.asdict(self))
         names = _given(table.pop("layout_names"))
+        if "mask_bits" in names:
+            names["mask_bits"] = dict(names["mask_bits"])
         return tomli_w.dumps(table | ({"layout": names} if names else {}))
 
     def replace(self, **changes: Any) -> RunConfig:
@@ -304,7 +317,8 @@ class RunConfig:
 
     def layout(self) -> dict[str, Any]:
         """Return the keyword arguments of `gpudia.images.FrameLayout` that differ from its defaults."""
-        overrides = {"gain": self.gain, "read_noise": self.read_noise, "saturation": self.saturation}
+        overrides = {"gain": self.gain, "read_noise": self.read_noise, "saturation": self.saturation,
+                     "noise": None if self.noise == "auto" else self.noise}
         return _given(dataclasses.asdict(self.layout_names) | overrides)
 
 

@@ -1,5 +1,6 @@
 """The benches still run, and what they conclude from their figures is right; no time is asserted."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,15 @@ def test_the_ratios_of_the_engine(engine):
     assert found["sfft / whole, all"] == 100.0
     assert found["whole, informative / (sfft / 10)"] == 0.1
     assert found["informative: largest change of the scale"] == pytest.approx(1e-3)
+
+
+def test_the_fpacked_bench_runs_on_a_small_frame():
+    done = subprocess.run([sys.executable, str(BENCH / "fpacked.py"), "--small"], capture_output=True, text=True,
+                          timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for case in json.loads(done.stdout).values():
+        assert case["tiles_s"] > 0
+        assert case["read_over_read"] == pytest.approx(case["read_region_s"] / case["read_whole_s"], rel=0.02)
 
 
 @pytest.mark.parametrize("group", ["growth", "memory"])

@@ -45,6 +45,7 @@ def make(**changes):
     ("solver", "cg", "one of auto, direct, iterative"),
     ("resample", True, "one of auto, never, always"),
     ("aperture_radius", -3.0, "'auto' or a number of pixels, above 0"),
+    ("noise", "both", "one of auto, header, data"),
     ("gain", 0.0, "a number of e-/ADU, above 0"),
     ("gain", "2.4", "a number of e-/ADU, above 0"),
     ("read_noise", -1, "a number of e-, not negative"),
@@ -149,6 +150,7 @@ def test_the_environment_gives_the_default_backend(monkeypatch, value, backend):
     ({"qqq": 1}, r"^qqq must be the name of a setting.*known are frames, output"),
     ({"layout_names": {"gain_key": "GAIN"}}, r"^layout.gain_key .*did you mean layout.gain_keys\?"),
     ({"layout_names": {"image_hdu": ""}}, r"^layout.image_hdu must be one or several texts.*got ''"),
+    ({"layout_names": {"mask_bits": ["saturate"]}}, r"^mask_bits must be names \(bad, saturated, .*got \['saturate'\]"),
     ({"frames": None}, r"^frames must be given"),
     ({"output": None}, r"^output must be given"),
 ])
@@ -176,13 +178,14 @@ def test_a_config_is_a_value():
 
 def test_layout_gives_the_reader_only_what_was_set():
     assert make().layout() == {}
+    assert make(noise="header").layout() == {"noise": "header"}
     layout = make(gain=2.4, layout_names={"image_hdu": "DATA", "gain_keys": ["EGAIN", "GAIN"]}).layout()
     assert layout == {"image_hdu": ("DATA",), "gain_keys": ("EGAIN", "GAIN"), "gain": 2.4}
     assert FrameLayout(**layout) == FrameLayout(image_hdu=("DATA",), gain_keys=("EGAIN", "GAIN"), gain=2.4)
 
 
 def test_every_name_that_can_be_set_is_one_that_the_reader_has():
-    names = {f.name for f in dataclasses.fields(LayoutNames)} | {"gain", "read_noise", "saturation"}
+    names = {f.name for f in dataclasses.fields(LayoutNames)} | {"gain", "read_noise", "saturation", "noise"}
     assert names == {f.name for f in dataclasses.fields(FrameLayout)}
 
 
@@ -207,12 +210,15 @@ SETTINGS = {
     "site": st.none() | st.tuples(st.floats(-180, 360), st.floats(-90, 90), st.floats(-100, 6000)),
     "read_noise": st.none() | st.just(0.0) | numbers,
     "batch_size": auto | st.integers(1, 500),
+    "noise": st.sampled_from(["auto", "header", "data"]),
     "backend": st.sampled_from(["auto", "numpy", "cupy"]),
     "align": st.booleans(),
     "products": st.booleans(),
     "overwrite": st.booleans(),
     "layout_names": st.fixed_dictionaries({}, optional={
-        "image_hdu": texts, "error_hdu": st.none(), "gain_keys": st.lists(texts, min_size=1, max_size=3)}),
+        "image_hdu": texts, "error_hdu": st.none(), "gain_keys": st.lists(texts, min_size=1, max_size=3),
+        "mask_bits": st.lists(st.sampled_from(["bad", "saturated"]) | st.integers(1, 2**40), max_size=3)
+        | st.dictionaries(st.sampled_from(["bad", "no_data"]), st.integers(1, 2**40))}),
 }
 positions = st.just({}) | st.fixed_dictionaries({"ra": st.floats(0, 360), "dec": st.floats(-90, 90)})
 

@@ -1,13 +1,14 @@
 """Regions and cutouts, series, and files that appear whole or not at all."""
 
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from astropy.wcs import WCS
+from astropy.wcs import WCS, DistortionLookupTable
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from gpudia.images import (
     FrameLayout,
     FrameQuality,
     Region,
+    catalog_of,
     check_mixture,
     check_series,
     cut,
@@ -45,7 +47,7 @@ def frame():
     wcs.sip = Sip(a, b, None, None, wcs.wcs.crpix)
     data = np.random.default_rng(0).normal(100, 5, SHAPE)
     data[20, 30] = np.nan
-    return make_frame(data, wcs=wcs, layout=FrameLayout(gain=1.5, read_noise=4.0, saturation=1e5), path="f.fits")
+    return make_frame(data, wcs=wcs, layout=FrameLayout(gain=4.0, read_noise=0.0, saturation=1e5), path="f.fits")
 
 
 class TestRegion:
@@ -103,6 +105,27 @@ class TestCut:
         assert np.abs(part.data[~on] - 100).max(initial=0) < 25  # a sky value, not zero
         assert bool(part.flags & FRAME_FLAGS.partly_outside) == (not on.all())
         assert part.data.dtype == frame.data.dtype
+
+    def test_origin_and_catalog_stay_in_the_full_frame(self, frame):
+        stars = replace(frame, catalog=Table({"xcenter": [10.0, 50.0], "ycenter": [30.0, 40.0]}))
+        part = cut(cut(stars, Region(5, 7, (40, 50))), Region(-2, 3, (20, 20)))
+        assert (frame.origin, part.origin) == ((0, 0), (3, 10))
+        np.testing.assert_array_equal(part.data[:, 2:], frame.data[10:30, 5:23])
+        for column in ("x", "y", "ra", "dec"):
+            np.testing.assert_allclose(catalog_of(part)[column], catalog_of(stars)[column], rtol=1e-12)
+        bare = replace(part, catalog=Table({"ra": catalog_of(stars)["ra"], "dec": catalog_of(stars)["dec"]}))
+        # SIP's inverse is found by iterations, to 1e-4 px
+        np.testing.assert_allclose(catalog_of(bare)["x"], [10.0, 50.0], atol=1e-3)
+
+    def test_distortion_tables_follow(self, frame):
+        rng = np.random.default_rng(1)
+        wcs = frame.wcs.deepcopy()
+        for name in ("cpdis1", "det2im2"):
+            table = rng.normal(size=(8, 9)).astype(np.float32)
+            setattr(wcs, name, DistortionLookupTable(table, (1, 1), (1, 1), (10, 10)))
+        region, at = Region(5, 7, (40, 50)), np.array([[8.3, 15.0], [20.0, 33.0]])
+        here = cut(replace(frame, wcs=wcs), region).wcs.all_pix2world(region.to_cutout(at), 0)
+        np.testing.assert_allclose(here, wcs.all_pix2world(at, 0), atol=1e-9)
 
     def test_world_coordinates_follow(self, frame):
         region = Region(-10, 12, (30, 40))

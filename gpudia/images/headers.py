@@ -16,6 +16,8 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 
 from gpudia.errors import ConfigError, DataWarning
+from gpudia.flags import mask_bits_of
+from gpudia.images.noise import NOISE_SOURCES
 
 __all__ = ["FrameLayout", "exposure_facts", "name_of", "pixel_scale", "sane_wcs"]
 
@@ -43,11 +45,16 @@ class FrameLayout:
         Pixel scale, arcsec/pixel, used where there is no WCS.
     gain, read_noise, saturation : float or None
         Used instead of the header's (e-/ADU, e-, ADU).
+    noise : {"auto", "header", "data"}
+        What variances are made of where there is no error plane: see `gpudia.images.estimate_variance`.
+    mask_bits : optional
+        Which bits of the mask mean "do not use", by name or value, or what the bits of another pipeline's mask mean:
+        see `gpudia.flags.mask_bits_of`. Default: every bit. Boolean masks have no bits: True is bad in any case.
 
     Raises
     ------
     ConfigError
-        A value is not positive (the read noise: negative).
+        A value is not positive (the read noise: negative); `noise` or a name in `mask_bits` is unknown.
     """
 
     image_hdu: tuple[str, ...] = ("SCI",)
@@ -68,11 +75,18 @@ class FrameLayout:
     gain: float | None = None
     read_noise: float | None = None
     saturation: float | None = None
+    noise: str = "auto"
+    mask_bits: Any = None
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(item.default, tuple):
+            if item.name == "mask_bits":
+                object.__setattr__(self, item.name, mask_bits_of(value))
+            elif item.name == "noise":
+                if value not in NOISE_SOURCES:
+                    raise ConfigError(f"noise must be one of {', '.join(NOISE_SOURCES)}, got {value!r}")
+            elif isinstance(item.default, tuple):
                 names = (value,) if isinstance(value, str) else tuple(value)
                 object.__setattr__(self, item.name, names)
             elif value is not None:

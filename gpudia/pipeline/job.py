@@ -109,7 +109,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
         register_all(looks, best, job.config, bar.update)
     reference = make_reference(best, job.store.read(best.path), looks, job.config, job.backend)
     if config.reference == "stack":
-        reference = stack_reference(reference, looks, job.config, job.store, job.backend)
+        reference = stack_reference(reference, looks, config, job.store, job.backend)
     trial = _trial(job, trial_looks(looks, reference, config), reference)
     job.config, reference = settle_model(reference, config, trial)
     usable = [look for look in looks if not look.reason]

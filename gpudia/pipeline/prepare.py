@@ -17,10 +17,11 @@ from gpudia.model import ReferencePlan, resample
 
 __all__ = ["Prepared", "PreparedBatch", "in_batches", "place_batch", "prepare"]
 
-#: Largest displacement over the region, pixels, that a kernel of this spatial degree absorbs (measured on simulated
-#: fields: chi^2 per pixel stays within 2 % of that of perfectly aligned frames). Beyond it the frame is resampled.
-_ABSORBED = {0: 0.1, 1: 0.4}
-_ABSORBED_BY_HIGHER = 1.0
+#: Largest displacement over the region, pixels, that a kernel of this spatial degree absorbs. Beyond it the frame is
+#: resampled. With degree 1 differences of shifted frames were as good as those of resampled ones up to 0.7 px, with
+#: degree 2 up to 1.75 px, the largest tried (bench/geometry.py rotation; chi^2 and rms near bright stars).
+_ABSORBED = {0: 0.1, 1: 0.6}
+_ABSORBED_BY_HIGHER = 1.5
 #: Planes of float64 that an image takes on the device beside the fit: as uploaded and mapped, with a margin.
 _INPUT_PLANES = 8
 _MOST_IMAGES = 64

@@ -20,7 +20,7 @@ from gpudia.model import ReferencePlan, automatic_kernel_size, choose_degree, ch
 from gpudia.pipeline.looks import Look, region_of, target_position
 from gpudia.pipeline.prepare import PreparedBatch
 
-__all__ = ["RunReference", "make_reference", "plan_of_degree", "provisional", "reference_of", "settle_model",
+__all__ = ["RunReference", "carried_model", "make_reference", "provisional", "reference_of", "settle_model",
            "trial_looks"]
 
 log = logging.getLogger("gpudia.pipeline")
@@ -94,11 +94,15 @@ def _of_degree(config: RunConfig, degree: int) -> RunConfig:
 
 
 def trial_looks(looks: Sequence[Look], reference: RunReference, config: RunConfig) -> list[Look]:
-    """Frames on which the model is chosen: those of narrowest, middle and widest seeing; none where it is set."""
+    """Frames on which the model is chosen: those of narrowest, middle and widest seeing; none where it is set.
+
+    Frames of a stack share noise with it, which a kernel of higher degree cannot lower: others tell more.
+    """
     carried = config.spatial_degree == "auto" and _most_degrees(reference.look, reference.region) > 0
     if not carried and config.kernel_support != "aic":
         return []
     usable = [look for look in looks if not look.reason and look is not reference.look and look.quality is not None]
+    usable = [look for look in usable if look.name not in reference.weights] or usable
     usable.sort(key=lambda look: look.quality.fwhm if look.quality is not None else math.nan)
     picked = {0, len(usable) // 2, len(usable) - 1} if usable else set()
     return [usable[i] for i in sorted(picked)]
@@ -145,14 +149,12 @@ def settle_model(reference: RunReference, config: RunConfig,
     return settled, replace(reference, plan=choice.plan)
 
 
-def plan_of_degree(reference: RunReference, config: RunConfig, most: int) -> ReferencePlan:
-    """Plan of the degree that is set, or of the highest up to `most` that the region's stars can carry."""
+def carried_model(reference: RunReference, config: RunConfig, most: int) -> RunConfig:
+    """Return settings with the degree that is set, or the highest up to `most` that the region's stars can carry."""
     degree = config.spatial_degree
     if degree == "auto":
         degree = min(most, _most_degrees(reference.look, reference.region))
-    first = provisional(config)
-    return _plan_of(reference, _of_degree(first.replace(background_degree=config.background_degree), int(degree)),
-                    first.kernel_support)
+    return _of_degree(provisional(config).replace(background_degree=config.background_degree), int(degree))
 
 
 def _plan_of(reference: RunReference, config: RunConfig, support: Any) -> ReferencePlan:

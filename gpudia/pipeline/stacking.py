@@ -17,7 +17,7 @@ from gpudia.images import Frame, detect_stars, flux_noise, frame_quality
 from gpudia.model import Coadd, Coadded
 from gpudia.pipeline.looks import FrameStore, Look, frame_errors, rank_looks
 from gpudia.pipeline.prepare import Prepared, in_batches, place_batch, prepare
-from gpudia.pipeline.reference import RunReference, plan_of_degree, reference_of
+from gpudia.pipeline.reference import RunReference, carried_model, provisional, reference_of
 
 __all__ = ["stack_reference"]
 
@@ -47,7 +47,7 @@ def stack_reference(best: RunReference, looks: Sequence[Look], config: RunConfig
     looks : sequence of Look
         All frames; those that are registered and sharp enough can be members.
     config, store, backend
-        Of the run.
+        Of the run; what is "auto" in the kernel's model is settled after this.
 
     Returns
     -------
@@ -68,17 +68,18 @@ def stack_reference(best: RunReference, looks: Sequence[Look], config: RunConfig
     A member weighs by the inverse square of the noise of a faint star's flux, sky noise times FWHM over the scale.
     Frames that would have to be resampled, which correlates the noise of their pixels, stay out while there are others.
     """
-    members = _choose(best, looks, config, store)
+    model = carried_model(best, config, _DEGREE)
+    members = _choose(best, looks, model, store)
     log.info("stack of %d frames: %s", len(members), ", ".join(m.look.name for m in members))
-    current = best
+    current = reference_of(best.look, best.cutout, best.region, looks, model, backend)
     for number in range(_ROUNDS):
-        found = _round(current, members, config, backend)
-        before, current = current.cutout, _reference_of(found, members, best, looks, config, backend, complete=False)
+        found = _round(current, members, model, backend)
+        before, current = current.cutout, _reference_of(found, members, best, looks, model, backend, complete=False)
         change = _largest_change(before, current.cutout)
         log.debug("round %d of the stack: changed by up to %.2f sigma", number + 1, change)
         if number and change < 1:
             break
-    return _reference_of(found, members, best, looks, config, backend, complete=True)
+    return _reference_of(found, members, best, looks, provisional(config), backend, complete=True)
 
 
 def _largest_change(before: Frame, after: Frame) -> float:
@@ -121,8 +122,7 @@ class _Round:
 
 def _round(current: RunReference, members: Sequence[_Member], config: RunConfig, backend: Backend) -> _Round:
     """Subtract the members against the current reference and sum them."""
-    plan = plan_of_degree(current, config, _DEGREE)
-    shape = current.region.shape
+    plan, shape = current.plan, current.region.shape
     found = _Round(Coadd(plan.reference.data), {}, np.zeros(shape, np.uint8))
     for batch in in_batches(members, plan, config, backend):
         placed = place_batch([m.prepared for m in batch], shape, backend)
