@@ -24,9 +24,14 @@ MIN_FLUX = 5000.0
 
 
 def rise(output: Path) -> dict:
-    """Six of six frames; scatter about the mean over stated error of the stars above 5000 ADU, reference left out."""
+    """Six of six frames, with one of them as reference."""
+    return rise_scatter(output)
+
+
+def rise_scatter(output: Path, *options: str) -> dict:
+    """Scatter about the mean over stated error of the stars above 5000 ADU; a frame that is the reference left out."""
     code = gpudia(["run", str(DATA / "rise"), "--ra", "253.4659", "--dec", "62.9002", "--size", "500", "--output",
-                   str(output), "--quiet"])
+                   str(output), "--quiet", *options])
     epochs, curves = Table.read(output / "epochs.ecsv"), read_lightcurves(output)
     figures = {"exit": code, "frames_ok": int((epochs["status"] == "ok").sum()), "frames": len(epochs),
                "scale": [round(float(s), 4) for s in epochs["scale"]],

@@ -22,6 +22,7 @@ from typing import Any
 from gpudia import __version__
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, GpudiaError, InputError
+from gpudia.selection import SERIES_COLUMNS
 
 __all__ = ["main"]
 
@@ -32,7 +33,9 @@ log = logging.getLogger("gpudia.cli")
 # Settings of `gpudia run` that are a plain value: name of the setting, placeholder, help.
 _RUN_VALUES = (
     ("size", "PX", "side of the region around the target"),
-    ("reference", "auto|FILE", "the reference frame; auto: the one with the smallest expected noise"),
+    ("reference", "auto|stack|FILE", "the reference; auto: the frame with the smallest expected noise, stack: the mean "
+     "of the best"),
+    ("stack_size", "auto|N", "frames in a stack; auto: those at most 1.15 times as blunt as the sharpest, up to 20"),
     ("kernel_size", "auto|PX", "side of the matching kernel, odd"),
     ("kernel_support", "circle|square|aic", "pixels of the kernel's square that are used"),
     ("spatial_degree", "auto|N", "degree by which the kernel varies over the region, 0 to 3"),
@@ -51,6 +54,7 @@ _RUN_VALUES = (
     ("gain", "E/ADU", "instead of the headers' gain"),
     ("read_noise", "E", "instead of the headers' read noise"),
     ("saturation", "ADU", "instead of the headers' saturation level"),
+    ("noise", "auto|header|data", "what variances are made of where there is no error plane"),
     ("backend", "auto|numpy|cupy", "where the numbers are computed"),
     ("batch_size", "auto|N", "frames solved at once"),
 )
@@ -132,7 +136,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     names = [name for name, *_ in _RUN_VALUES]
-    settings = {name: getattr(args, name) for name in (*names, "ra", "dec", "output", *_SWITCHES)}
+    settings = {name: getattr(args, name) for name in (*names, "ra", "dec", "output", *_SEVERAL, *_SWITCHES)}
     settings = {k: v for k, v in settings.items() if v is not None}
     if args.frames:
         settings["frames"] = args.frames
@@ -242,6 +246,7 @@ def _number(text: str) -> int | float | str:
 
 
 _SWITCHES = ("align", "find_defects", "correct_bias", "products", "resume", "overwrite")
+_SEVERAL = ("select", "mixed", "site")
 _NO_CORRECTION = "leave the kernel as smooth as the reference's noise makes it: quieter pixels, biased fluxes"
 
 
@@ -284,6 +289,13 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--config", metavar="FILE.toml", help="settings; options given here take precedence")
     parser.add_argument("--ra", help="right ascension of the target, degrees or hours:minutes:seconds")
     parser.add_argument("--dec", help="declination, degrees or degrees:minutes:seconds; without both: the whole frame")
+    parser.add_argument("--select", action="append", metavar="CONDITION",
+                        help="keep the frames that satisfy this, such as \"fwhm < 6\" or \"filter == 'rp'\"; may be "
+                             "given several times (columns: " + ", ".join(c.name for c in SERIES_COLUMNS) + ")")
+    parser.add_argument("--mixed", action="append", metavar="filter|instrument",
+                        help="frames may differ in this; may be given twice (default: a mixture stops the run)")
+    parser.add_argument("--site", nargs=3, type=_number, metavar=("LON", "LAT", "HEIGHT"),
+                        help="the observatory, for barycentric times: degrees east, degrees, m (default: the headers')")
     for name, metavar, about in _RUN_VALUES:
         parser.add_argument(_option(name), type=_number, metavar=metavar, help=about + _default_text(name))
     parser.add_argument("--no-align", dest="align", action="store_const", const=False,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import operator
 import os
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,88 +14,25 @@ from typing import Any
 import tomli_w
 
 from gpudia.errors import ConfigError
+from gpudia.flags import mask_bits_of
+from gpudia.selection import parse_condition
+from gpudia.setting_rules import (
+    MAYBE_TEXTS,
+    SITE,
+    TEXT,
+    TEXTS,
+    YES_NO,
+    Rule,
+    auto_or,
+    choice,
+    integer,
+    number,
+    optional,
+    several,
+    sky_angle,
+)
 
 __all__ = ["LayoutNames", "RunConfig"]
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """What a value must be, in words; the test of it; and how an accepted value is kept."""
-
-    text: str
-    accepts: Callable[[Any], bool]
-    keep: Callable[[Any], Any] = lambda value: value
-
-    def apply(self, key: str, value: Any) -> Any:
-        try:
-            accepted = self.accepts(value)
-        except (TypeError, ValueError, OverflowError):  # a value that is not of the right kind at all
-            accepted = False
-        if accepted:
-            return self.keep(value)
-        raise ConfigError(f"{key} must be {self.text}, got {value!r}")
-
-
-def _integer(low: int, high: float = math.inf, odd: bool = False) -> _Rule:
-    kind = "an odd integer" if odd else "an integer"
-    text = f"{kind} of at least {low}" if high == math.inf else f"{kind} from {low} to {high}"
-    return _Rule(text, lambda v: not isinstance(v, bool) and low <= operator.index(v) <= high
-                 and (v % 2 == 1 or not odd), operator.index)
-
-
-def _number(unit: str, zero: bool = False) -> _Rule:
-    return _Rule(f"a number of {unit}, {'not negative' if zero else 'above 0'}",
-                 lambda v: not isinstance(v, bool | str) and 0 <= float(v) < math.inf and (v > 0 or zero), float)
-
-
-def _choice(*names: str) -> _Rule:
-    return _Rule("one of " + ", ".join(names), lambda v: isinstance(v, str) and v in names)
-
-
-def _auto_or(rule: _Rule) -> _Rule:
-    return _Rule(f"'auto' or {rule.text}", lambda v: (isinstance(v, str) and v == "auto") or rule.accepts(v),
-                 lambda v: v if isinstance(v, str) else rule.keep(v))
-
-
-def _optional(rule: _Rule) -> _Rule:
-    return _Rule(rule.text, lambda v: v is None or rule.accepts(v), lambda v: None if v is None else rule.keep(v))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(os.fspath(value), str) and bool(os.fspath(value).strip())
-
-
-def _as_list(value: Any) -> list[Any]:
-    if isinstance(value, str | os.PathLike):
-        return [value]
-    if not isinstance(value, Collection):  # an iterator would be used up by the first look at it
-        raise TypeError
-    return list(value)
-
-
-_YES_NO = _Rule("true or false", lambda v: isinstance(v, bool))
-_TEXT = _Rule("a text that is not empty", _is_text, os.fspath)
-_TEXTS = _Rule("one or several texts that are not empty",
-               lambda v: bool(_as_list(v)) and all(map(_is_text, _as_list(v))),
-               lambda v: tuple(map(os.fspath, _as_list(v))))
-
-
-def _sky_angle(hours: bool, low: int, high: int) -> _Rule:
-    kind = "hours:minutes:seconds" if hours else "degrees:minutes:seconds"
-    return _Rule(f"{low} to {high} degrees, as a number or as {kind}",
-                 lambda v: not isinstance(v, bool) and low <= _degrees(v, hours) <= high, lambda v: _degrees(v, hours))
-
-
-def _degrees(value: Any, hours: bool) -> float:
-    if hasattr(value, "to_value"):  # an astropy Quantity or Angle
-        return float(value.to_value("deg"))
-    try:
-        return float(value)
-    except ValueError:
-        # Imported late: astropy.coordinates takes half a second, and `gpudia --help` imports this module.
-        from astropy.coordinates import Angle
-
-        return float(Angle(value.strip(), unit="hourangle" if hours else "deg").to_value("deg"))
 
 
 @dataclass(frozen=True)
@@ -114,13 +49,17 @@ class LayoutNames:
         Keywords of the gain (e-/ADU), the read noise (e-), the saturation level (ADU) and the exposure time (s).
     mid_keys, mjd_keys : tuple of str, optional
         Keywords of the middle and of the start of the exposure, UTC, MJD or ISO date.
-    filter_keys, instrument_keys, fwhm_keys, scale_keys : tuple of str, optional
-        Keywords of the filter's and the instrument's name, the seeing (arcsec) and the pixel scale (arcsec/pixel).
+    filter_keys, instrument_keys, airmass_keys, fwhm_keys, scale_keys : tuple of str, optional
+        Keywords of the filter's and the instrument's name, the airmass, the seeing (arcsec) and the pixel scale
+        (arcsec/pixel).
+    mask_bits : optional
+        Which bits of the mask mean "do not use": names of `gpudia.flags.FILE_FLAGS` or values; or a table of such names
+        with the values that the mask has for them (``{saturated = 4, bad = [1, 16]}``). None: every bit.
 
     Raises
     ------
     ConfigError
-        If a name is empty or not a text.
+        If a name is empty or not a text, or a bit unknown.
     """
 
     image_hdu: tuple[str, ...] | None = None
@@ -135,13 +74,17 @@ class LayoutNames:
     mjd_keys: tuple[str, ...] | None = None
     filter_keys: tuple[str, ...] | None = None
     instrument_keys: tuple[str, ...] | None = None
+    airmass_keys: tuple[str, ...] | None = None
     fwhm_keys: tuple[str, ...] | None = None
     scale_keys: tuple[str, ...] | None = None
+    mask_bits: Any = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mask_bits", mask_bits_of(self.mask_bits))
         for f in fields(self):
-            names = _optional(_TEXTS).apply(f"layout.{f.name}", getattr(self, f.name))
-            object.__setattr__(self, f.name, names)
+            if f.name != "mask_bits":
+                names = optional(TEXTS).apply(f"layout.{f.name}", getattr(self, f.name))
+                object.__setattr__(self, f.name, names)
 
 
 def _refuse_unknown(settings: Iterable[str], owner: type, prefix: str = "") -> None:
@@ -159,10 +102,10 @@ def _as_layout(value: Any) -> LayoutNames:
     return LayoutNames(**value) if isinstance(value, Mapping) else value
 
 
-_LAYOUT = _Rule("a table of names", lambda v: isinstance(v, LayoutNames | Mapping), _as_layout)
+_LAYOUT = Rule("a table of names", lambda v: isinstance(v, LayoutNames | Mapping), _as_layout)
 
 
-def _setting(rule: _Rule, default: Any = dataclasses.MISSING) -> Any:
+def _setting(rule: Rule, default: Any = dataclasses.MISSING) -> Any:
     return field(default=default, metadata={"rule": rule})
 
 
@@ -179,10 +122,22 @@ class RunConfig:
     ra, dec : float or str, optional
         The target, ICRS: degrees, or sexagesimal (hours in `ra`, degrees in `dec`); kept as degrees. Both or
         neither; without them the whole frame is used and there is no target.
+    select : str or sequence of str
+        Conditions on the columns of the series table (``"fwhm < 6"``, ``"filter == 'rp'"``); frames that do not
+        satisfy all of them are skipped. See `gpudia.selection`.
+    mixed : sequence of {"filter", "instrument"}
+        What may differ from frame to frame. By default neither: a real mixture stops the run, and the odd frame among
+        many (a tenth at most) fails.
+    site : sequence of float, optional
+        The observatory, for barycentric times: longitude (degrees east), latitude (degrees), height (m). Default: from
+        the headers.
     size : int
         Side of the region around the target, pixels: at least 16 and twice `kernel_size`.
     reference : str or path
-        ``auto`` (the frame with the smallest expected noise of a star's flux) or a file.
+        ``auto`` (the frame with the smallest expected noise of a star's flux), ``stack`` (the mean of the best) or a
+        file.
+    stack_size : int or "auto"
+        Frames in a stack, at least 2. ``auto``: those at most 15 % blunter than the sharpest, up to 20.
     align : bool
         Register every frame to the reference; False where they are on one pixel grid already.
     resample : {"auto", "never", "always"}
@@ -195,7 +150,8 @@ class RunConfig:
     max_stars : int
         Most stars detected per frame (the brightest), at least 3.
     find_defects : bool
-        Mask pixels that are sharper than a star can be (cosmic rays, bad pixels and columns).
+        Mask pixels that are sharper than a star can be (cosmic rays, bad pixels and columns), on the frames and
+        once more on the differences.
     kernel_size : int or "auto"
         Side of the matching kernel, pixels: odd, at least 3. ``auto``: from the frames' seeing.
     kernel_support : {"circle", "square", "aic"}
@@ -220,6 +176,9 @@ class RunConfig:
         Radius of the aperture, pixels, the same in all frames. ``auto``: from the reference's FWHM.
     gain, read_noise, saturation : float, optional
         Take this instead of the headers' values; e-/ADU, e-, ADU.
+    noise : {"auto", "header", "data"}
+        What variances are made of where a frame has no error plane. ``auto``: the sky's noise as measured, and the
+        photon noise of stars by the gain; ``header``: gain and read noise alone; ``data``: nothing but the image.
     layout_names : LayoutNames or mapping
         Names of extensions and keywords; the table ``[layout]`` in TOML.
     backend : {"auto", "numpy", "cupy"}
@@ -243,47 +202,51 @@ class RunConfig:
     (267.9175, 300)
     """
 
-    frames: tuple[str, ...] = _setting(_TEXTS)
-    output: str = _setting(_TEXT)
-    ra: float | None = _setting(_optional(_sky_angle(True, 0, 360)), None)
-    dec: float | None = _setting(_optional(_sky_angle(False, -90, 90)), None)
-    size: int = _setting(_integer(16), 250)
-    reference: str = _setting(_TEXT, "auto")
-    align: bool = _setting(_YES_NO, True)
-    resample: str = _setting(_choice("auto", "never", "always"), "auto")
-    max_rms: float = _setting(_number("pixels"), 0.5)
-    min_matches: int = _setting(_integer(3), 3)
-    detection_threshold: float = _setting(_number("sigma"), 5.0)
-    max_stars: int = _setting(_integer(3), 5000)
-    find_defects: bool = _setting(_YES_NO, True)
-    kernel_size: int | str = _setting(_auto_or(_integer(3, odd=True)), "auto")
-    kernel_support: str = _setting(_choice("circle", "square", "aic"), "circle")
-    spatial_degree: int | str = _setting(_auto_or(_integer(0, 3)), "auto")
-    background_degree: int | str = _setting(_auto_or(_integer(0, 5)), "auto")
-    scale_degree: int | str = _setting(_auto_or(_integer(0, 3)), "auto")
-    smoothness: float = _setting(_number("a share", zero=True), 0.0)
-    passes: int = _setting(_integer(1, 20), 4)
-    clip: float = _setting(_number("sigma"), 5.0)
-    solver: str = _setting(_choice("auto", "direct", "iterative"), "auto")
-    correct_bias: bool = _setting(_YES_NO, True)
-    aperture_radius: float | str = _setting(_auto_or(_number("pixels")), "auto")
-    gain: float | None = _setting(_optional(_number("e-/ADU")), None)
-    read_noise: float | None = _setting(_optional(_number("e-", zero=True)), None)
-    saturation: float | None = _setting(_optional(_number("ADU")), None)
+    frames: tuple[str, ...] = _setting(TEXTS)
+    output: str = _setting(TEXT)
+    ra: float | None = _setting(optional(sky_angle(True, 0, 360)), None)
+    dec: float | None = _setting(optional(sky_angle(False, -90, 90)), None)
+    select: tuple[str, ...] = _setting(MAYBE_TEXTS, ())
+    mixed: tuple[str, ...] = _setting(several("filter", "instrument"), ())
+    site: tuple[float, float, float] | None = _setting(optional(SITE), None)
+    size: int = _setting(integer(16), 250)
+    reference: str = _setting(TEXT, "auto")
+    stack_size: int | str = _setting(auto_or(integer(2)), "auto")
+    align: bool = _setting(YES_NO, True)
+    resample: str = _setting(choice("auto", "never", "always"), "auto")
+    max_rms: float = _setting(number("pixels"), 0.5)
+    min_matches: int = _setting(integer(3), 3)
+    detection_threshold: float = _setting(number("sigma"), 5.0)
+    max_stars: int = _setting(integer(3), 5000)
+    find_defects: bool = _setting(YES_NO, True)
+    kernel_size: int | str = _setting(auto_or(integer(3, odd=True)), "auto")
+    kernel_support: str = _setting(choice("circle", "square", "aic"), "circle")
+    spatial_degree: int | str = _setting(auto_or(integer(0, 3)), "auto")
+    background_degree: int | str = _setting(auto_or(integer(0, 5)), "auto")
+    scale_degree: int | str = _setting(auto_or(integer(0, 3)), "auto")
+    smoothness: float = _setting(number("a share", zero=True), 0.0)
+    passes: int = _setting(integer(1, 20), 4)
+    clip: float = _setting(number("sigma"), 5.0)
+    solver: str = _setting(choice("auto", "direct", "iterative"), "auto")
+    correct_bias: bool = _setting(YES_NO, True)
+    aperture_radius: float | str = _setting(auto_or(number("pixels")), "auto")
+    gain: float | None = _setting(optional(number("e-/ADU")), None)
+    read_noise: float | None = _setting(optional(number("e-", zero=True)), None)
+    saturation: float | None = _setting(optional(number("ADU")), None)
+    noise: str = _setting(choice("auto", "header", "data"), "auto")
     layout_names: LayoutNames = field(default=LayoutNames(), metadata={"rule": _LAYOUT})
     backend: str = field(default_factory=lambda: os.environ.get("GPUDIA_BACKEND") or "auto",
-                         metadata={"rule": _choice("auto", "numpy", "cupy")})
-    batch_size: int | str = _setting(_auto_or(_integer(1)), "auto")
-    products: bool = _setting(_YES_NO, True)
-    resume: bool = _setting(_YES_NO, False)
-    overwrite: bool = _setting(_YES_NO, False)
+                         metadata={"rule": choice("auto", "numpy", "cupy")})
+    batch_size: int | str = _setting(auto_or(integer(1)), "auto")
+    products: bool = _setting(YES_NO, True)
+    resume: bool = _setting(YES_NO, False)
+    overwrite: bool = _setting(YES_NO, False)
 
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, f.metadata["rule"].apply(f.name, getattr(self, f.name)))
-        if self.reference == "stack":
-            raise ConfigError("reference must be 'auto' or a file, got 'stack': a stacked reference is not available "
-                              "in this version (for a file of that name say './stack')")
+        for condition in self.select:
+            parse_condition(condition)
         if (self.ra is None) != (self.dec is None):
             missing, given = ("ra", "dec") if self.ra is None else ("dec", "ra")
             raise ConfigError(f"{missing} must be given together with {given}, got only {given}")
@@ -337,6 +300,8 @@ class RunConfig:
         """Return the settings as TOML, from which `from_toml` makes an equal object; what is None is left out."""
         table = _given(dataclasses.asdict(self))
         names = _given(table.pop("layout_names"))
+        if "mask_bits" in names:
+            names["mask_bits"] = dict(names["mask_bits"])
         return tomli_w.dumps(table | ({"layout": names} if names else {}))
 
     def replace(self, **changes: Any) -> RunConfig:
@@ -352,7 +317,8 @@ class RunConfig:
 
     def layout(self) -> dict[str, Any]:
         """Return the keyword arguments of `gpudia.images.FrameLayout` that differ from its defaults."""
-        overrides = {"gain": self.gain, "read_noise": self.read_noise, "saturation": self.saturation}
+        overrides = {"gain": self.gain, "read_noise": self.read_noise, "saturation": self.saturation,
+                     "noise": None if self.noise == "auto" else self.noise}
         return _given(dataclasses.asdict(self.layout_names) | overrides)
 
 

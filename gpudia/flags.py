@@ -6,9 +6,14 @@ they are never reused or renumbered.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["FRAME_FLAGS", "PIXEL_FLAGS", "SOURCE_FLAGS", "Flag", "FlagTable"]
+from gpudia.errors import ConfigError
+
+__all__ = ["FILE_FLAGS", "FRAME_FLAGS", "PIXEL_FLAGS", "SOURCE_FLAGS", "Flag", "FlagTable", "mask_bits_of"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,74 @@ PIXEL_FLAGS = FlagTable(
     Flag(128, "clipped", "rejected in the kernel fit: far from the model (still measured)", "look at the difference"),
 )
 
+#: Those of them that the mask in a file can bring along; the others are made here.
+FILE_FLAGS = FlagTable(*PIXEL_FLAGS.flags[:5])
+
+
+def mask_bits_of(chosen: Any) -> tuple[tuple[str, int], ...] | None:
+    """Bring a choice of the bits of a file's mask into one form.
+
+    Parameters
+    ----------
+    chosen : None, str, int, sequence or mapping
+        Names of `FILE_FLAGS`, or values: these bits mean "do not use", all others nothing. Or a mapping (or pairs) of
+        names to the values that a file has for them, one or several, where they are not those of `FILE_FLAGS`.
+        A value may be a sum of bits. None: every bit means "do not use".
+
+    Returns
+    -------
+    tuple of (str, int) or None
+        Name of the flag and the bits of the file that set it, in the order of the table. Bits without a name are put
+        to ``bad``.
+
+    Raises
+    ------
+    ConfigError
+        A name is unknown, or a value is not a positive integer.
+
+    Examples
+    --------
+    >>> mask_bits_of(["saturated", 8])
+    (('saturated', 2), ('cosmic_ray', 8))
+    >>> mask_bits_of({"saturated": 4, "bad": [1, 16]})
+    (('bad', 17), ('saturated', 4))
+    """
+    if chosen is None:
+        return None
+    found = dict.fromkeys((f.name for f in FILE_FLAGS), 0)
+    try:
+        for name, value in _named_bits(chosen):
+            found[name] |= value
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        names = ", ".join(found)
+        raise ConfigError(f"mask_bits must be names ({names}) or positive integers, or a table of such names and "
+                          f"integers, got {chosen!r}") from error
+    return tuple((name, value) for name, value in found.items() if value)
+
+
+def _named_bits(chosen: Any) -> Iterable[tuple[str, int]]:
+    if isinstance(chosen, Mapping):
+        chosen = chosen.items()
+    for one in [chosen] if isinstance(chosen, str | int) else chosen:
+        if isinstance(one, str):
+            yield one, getattr(FILE_FLAGS, one)
+        elif isinstance(one, tuple | list):
+            name, values = one
+            for value in values if isinstance(values, tuple | list) else [values]:
+                yield name, _positive(value)
+        else:
+            value = _positive(one)
+            for flag in FILE_FLAGS:
+                yield flag.name, value & flag.value
+            yield "bad", value & ~sum(f.value for f in FILE_FLAGS)
+
+
+def _positive(value: Any) -> int:
+    if isinstance(value, bool) or not 0 < operator.index(value) < 1 << 63:
+        raise ValueError
+    return operator.index(value)
+
+
 #: Bits of a frame (epoch); also the status bits of a `DifferenceStack`.
 FRAME_FLAGS = FlagTable(
     Flag(1, "no_convergence", "the iterative solve did not converge; the direct one was used", "look at the reference"),
@@ -94,11 +167,15 @@ FRAME_FLAGS = FlagTable(
     Flag(512, "poor_registration", "predicted error of the registration over the region above 0.1 px",
          "check the star matches"),
     Flag(1024, "partly_outside", "part of the region lies outside this frame", "take a smaller region"),
-    Flag(2048, "is_reference", "this frame is the reference (or part of it): its differences are not independent",
+    Flag(2048, "is_reference", "this frame is the reference: its differences are not independent",
          "leave it out of statistics"),
     Flag(4096, "not_finite", "no finite pixel in the image, or the solution is not finite", "check the file"),
     Flag(8192, "scale_mismatch", "constant stars disagree with the kernel's photometric scale by more than 3 sigma",
          "check flat field and background"),
+    Flag(16384, "in_reference", "part of the stacked reference; the flux errors count the noise that they share",
+         "none needed"),
+    Flag(32768, "noise_mismatch", "the sky's noise differs by more than a factor 1.5 from what gain and read noise (or "
+         "the error plane) say", "check them, then settle it with noise = 'header' or 'data'"),
 )
 
 #: Bits of one star in one epoch (or of a star over all epochs in SOURCES).

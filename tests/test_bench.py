@@ -1,5 +1,6 @@
 """The benches still run, and what they conclude from their figures is right; no time is asserted."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,15 @@ def test_the_ratios_of_the_engine(engine):
     assert found["informative: largest change of the scale"] == pytest.approx(1e-3)
 
 
+def test_the_fpacked_bench_runs_on_a_small_frame():
+    done = subprocess.run([sys.executable, str(BENCH / "fpacked.py"), "--small"], capture_output=True, text=True,
+                          timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for case in json.loads(done.stdout).values():
+        assert case["tiles_s"] > 0
+        assert case["read_over_read"] == pytest.approx(case["read_region_s"] / case["read_whole_s"], rel=0.02)
+
+
 @pytest.mark.parametrize("group", ["growth", "memory"])
 def test_the_engines_groups_run_on_small_frames(group):
     done = subprocess.run([sys.executable, str(BENCH / "engine.py"), "--small", group], capture_output=True, text=True,
@@ -97,3 +107,11 @@ def test_the_registration_bench_finds_no_wrong_one():
                           timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "simulated" in done.stdout
+
+
+@pytest.mark.parametrize("group", ["rotation", "correlation", "stack"])
+def test_the_groups_of_the_geometry_run_on_small_frames(group):
+    done = subprocess.run([sys.executable, str(BENCH / "geometry.py"), "--small", group], capture_output=True,
+                          text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert group in done.stdout

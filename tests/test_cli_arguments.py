@@ -100,8 +100,12 @@ def test_python_m_gpudia_is_the_same_command():
     (["run", "a.fits", "--output", "o", "--kernel-size", "16"], "kernel_size must be 'auto' or an odd integer"),
     (["run", "a.fits", "--output", "o", "--size", "big"], "size must be an integer of at least 16, got 'big'"),
     (["run", "a.fits", "--output", "o", "--ra", "12"], "dec must be given together with ra"),
-    (["run", "a.fits", "--output", "o", "--reference", "stack"], "not available in this version"),
+    (["run", "a.fits", "--output", "o", "--stack-size", "1"], "stack_size must be 'auto' or an integer of at least 2"),
     (["run", "a.fits", "--output", "o", "--resume", "--overwrite"], "overwrite must be false when resume is true"),
+    (["run", "a.fits", "--output", "o", "--select", "seeing < 2"], "known are file, name, mjd, exptime, filter"),
+    (["run", "a.fits", "--output", "o", "--select", "fwhm < 6", "--select", "fwhm <"], "select must be a condition"),
+    (["run", "a.fits", "--output", "o", "--mixed", "shape"], "mixed must be some of filter, instrument, got ['shape']"),
+    (["run", "a.fits", "--output", "o", "--site", "x", "1", "2"], "site must be longitude (degrees east)"),
     (["run", "--config", "no.toml"], "config must be a readable file, got no.toml"),
     (["subtract", "a.fits", "b.fits"], "required: --output"),
     (["lightcurve", "o", "--ra", "1"], "--ra and --dec must be given together"),
@@ -137,6 +141,18 @@ def test_signed_declinations(library, value, degrees):
     assert library.config.dec == pytest.approx(degrees)
 
 
+def test_settings_of_several_values(library, tmp_path):
+    assert cli.main(["run", "a.fits", "--output", "o", "--select", "fwhm < 6", "--select", "filter == 'rp'", "--mixed",
+                     "instrument", "--site", "-70.8", "-30.17", "2198"]) == 0
+    config = library.config
+    assert config.select == ("fwhm < 6", "filter == 'rp'")
+    assert (config.mixed, config.site) == (("instrument",), (-70.8, -30.17, 2198.0))
+    path = tmp_path / "settings.toml"
+    path.write_text(config.to_toml())
+    assert cli.main(["run", "--config", str(path), "--select", "sky < 9"]) == 0
+    assert library.config == config.replace(select=["sky < 9"])
+
+
 def test_switches(library):
     cli.main("run a.fits --output o --no-align --no-products --overwrite".split())
     config = library.config
@@ -160,7 +176,7 @@ def test_every_value_option_is_a_setting_and_its_default_is_shown(capsys):
         assert name in settings
         assert f"--{name.replace('_', '-')} " in text
     positional = {"frames", "output", "ra", "dec", "layout_names"}
-    assert {n for n, *_ in cli._RUN_VALUES} | positional | set(cli._SWITCHES) == set(settings)
+    assert {n for n, *_ in cli._RUN_VALUES} | positional | set(cli._SWITCHES) | set(cli._SEVERAL) == set(settings)
     assert "--size PX side of the region around the target (default: 250)" in text
 
 

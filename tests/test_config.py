@@ -45,6 +45,7 @@ def make(**changes):
     ("solver", "cg", "one of auto, direct, iterative"),
     ("resample", True, "one of auto, never, always"),
     ("aperture_radius", -3.0, "'auto' or a number of pixels, above 0"),
+    ("noise", "both", "one of auto, header, data"),
     ("gain", 0.0, "a number of e-/ADU, above 0"),
     ("gain", "2.4", "a number of e-/ADU, above 0"),
     ("read_noise", -1, "a number of e-, not negative"),
@@ -54,6 +55,16 @@ def make(**changes):
     ("align", "yes", "true or false"),
     ("products", 1, "true or false"),
     ("layout_names", "SCI", "a table of names"),
+    ("select", [3], "texts that are not empty, or none"),
+    ("select", [""], "texts that are not empty, or none"),
+    ("select", "fwhm", "comparisons"),
+    ("select", ["fwhm < 6", "seeing < 2"], "made of known columns, and seeing is none"),
+    ("mixed", ["filter", "shape"], "some of filter, instrument"),
+    ("mixed", 3, "some of filter, instrument"),
+    ("site", [-70.8, -30.2], "longitude .degrees east., latitude .degrees. and height .m."),
+    ("site", [-70.8, -91.0, 0], "longitude"),
+    ("site", ["x", 0, 0], "longitude"),
+    ("site", [0, 0, float("nan")], "longitude"),
 ])
 def test_a_broken_rule_names_key_rule_and_value(key, value, rule):
     with pytest.raises(ConfigError, match=rf"^{key} must be .*{rule.replace('(', '.')}.*, got "):
@@ -106,10 +117,17 @@ def test_a_region_must_hold_the_kernel_twice_where_there_is_a_region():
     assert make(ra=1, dec=2, size=62, kernel_size=31).size == 62
 
 
-def test_a_stacked_reference_is_refused_with_the_reason():
-    with pytest.raises(ConfigError, match=r"got 'stack': a stacked reference is not available in this version"):
-        make(reference="stack")
-    assert make(reference="./stack").reference == "./stack"
+def test_a_stack_has_two_frames_or_more():
+    assert make(reference="stack").stack_size == "auto"
+    with pytest.raises(ConfigError, match="stack_size must be 'auto' or an integer of at least 2, got 1"):
+        make(stack_size=1)
+
+
+def test_one_text_is_a_list_of_one_and_none_is_none():
+    config = make(select="fwhm < 6", mixed="instrument", site=[-70, np.float32(-30), 2198])
+    assert (config.select, config.mixed, config.site) == (("fwhm < 6",), ("instrument",), (-70.0, -30.0, 2198.0))
+    assert make(mixed=["instrument", "filter"]) == make(mixed=["filter", "instrument", "filter"])
+    assert (make(select=[]).select, make().mixed, make().site) == ((), (), None)
 
 
 def test_resume_and_overwrite_exclude_each_other():
@@ -132,6 +150,7 @@ def test_the_environment_gives_the_default_backend(monkeypatch, value, backend):
     ({"qqq": 1}, r"^qqq must be the name of a setting.*known are frames, output"),
     ({"layout_names": {"gain_key": "GAIN"}}, r"^layout.gain_key .*did you mean layout.gain_keys\?"),
     ({"layout_names": {"image_hdu": ""}}, r"^layout.image_hdu must be one or several texts.*got ''"),
+    ({"layout_names": {"mask_bits": ["saturate"]}}, r"^mask_bits must be names \(bad, saturated, .*got \['saturate'\]"),
     ({"frames": None}, r"^frames must be given"),
     ({"output": None}, r"^output must be given"),
 ])
@@ -159,13 +178,14 @@ def test_a_config_is_a_value():
 
 def test_layout_gives_the_reader_only_what_was_set():
     assert make().layout() == {}
+    assert make(noise="header").layout() == {"noise": "header"}
     layout = make(gain=2.4, layout_names={"image_hdu": "DATA", "gain_keys": ["EGAIN", "GAIN"]}).layout()
     assert layout == {"image_hdu": ("DATA",), "gain_keys": ("EGAIN", "GAIN"), "gain": 2.4}
     assert FrameLayout(**layout) == FrameLayout(image_hdu=("DATA",), gain_keys=("EGAIN", "GAIN"), gain=2.4)
 
 
 def test_every_name_that_can_be_set_is_one_that_the_reader_has():
-    names = {f.name for f in dataclasses.fields(LayoutNames)} | {"gain", "read_noise", "saturation"}
+    names = {f.name for f in dataclasses.fields(LayoutNames)} | {"gain", "read_noise", "saturation", "noise"}
     assert names == {f.name for f in dataclasses.fields(FrameLayout)}
 
 
@@ -176,7 +196,8 @@ numbers = st.floats(1e-6, 1e9)
 auto = st.just("auto")
 SETTINGS = {
     "size": st.integers(400, 9000),
-    "reference": texts.filter(lambda t: t != "stack"),
+    "reference": texts,
+    "stack_size": st.one_of(st.just("auto"), st.integers(2, 50)),
     "resample": st.sampled_from(["auto", "never", "always"]),
     "kernel_size": auto | st.integers(1, 60).map(lambda n: 2 * n + 1),
     "spatial_degree": st.integers(0, 3),
@@ -184,14 +205,20 @@ SETTINGS = {
     "clip": numbers | st.integers(1, 10),
     "aperture_radius": auto | numbers,
     "gain": st.none() | numbers,
+    "select": st.lists(st.sampled_from(["fwhm < 6", "filter == 'rp'", 'name != "é"']), max_size=3),
+    "mixed": st.sampled_from([[], ["filter"], "instrument", ["filter", "instrument"]]),
+    "site": st.none() | st.tuples(st.floats(-180, 360), st.floats(-90, 90), st.floats(-100, 6000)),
     "read_noise": st.none() | st.just(0.0) | numbers,
     "batch_size": auto | st.integers(1, 500),
+    "noise": st.sampled_from(["auto", "header", "data"]),
     "backend": st.sampled_from(["auto", "numpy", "cupy"]),
     "align": st.booleans(),
     "products": st.booleans(),
     "overwrite": st.booleans(),
     "layout_names": st.fixed_dictionaries({}, optional={
-        "image_hdu": texts, "error_hdu": st.none(), "gain_keys": st.lists(texts, min_size=1, max_size=3)}),
+        "image_hdu": texts, "error_hdu": st.none(), "gain_keys": st.lists(texts, min_size=1, max_size=3),
+        "mask_bits": st.lists(st.sampled_from(["bad", "saturated"]) | st.integers(1, 2**40), max_size=3)
+        | st.dictionaries(st.sampled_from(["bad", "no_data"]), st.integers(1, 2**40))}),
 }
 positions = st.just({}) | st.fixed_dictionaries({"ra": st.floats(0, 360), "dec": st.floats(-90, 90)})
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from gpudia.flags import PIXEL_FLAGS
-from gpudia.images import FrameLayout, flag_defects, make_frame, sharp_pixels
+from gpudia.images import FrameLayout, flag_defects, make_frame, sharp_pixels, sharp_residuals
 from gpudia.simulate import SimulationSettings, simulate_field
 
 GAIN, READ_NOISE, SKY, SATURATION = 1.5, 8.0, 1000.0, 60000.0
@@ -149,3 +149,31 @@ def test_flagging_sets_one_bit_and_leaves_the_frame_as_it_was():
     assert_array_equal(flagged.data, frame.data)
     assert not sharp_pixels(flagged, FWHM).any()
     assert flag_defects(flagged, FWHM) is flagged
+
+
+@pytest.mark.parametrize("fwhm", [2.2, 3.0, 4.5, 7.0])
+@pytest.mark.parametrize("beta", [None, 2.5])
+def test_residuals_of_stars_are_no_cosmic_rays(fwhm, beta):
+    """Lone variable stars up and down, anywhere within the pixel, 10 to 10,000 sigma; sharp pixels are all found."""
+    rng, sigma = np.random.default_rng(3), 12.0
+    grid = np.stack(np.meshgrid([22, 50, 78], [22, 50, 78, 100]), axis=-1).reshape(-1, 2)
+    places = grid + rng.uniform(-1, 1, (12, 2))
+    peaks = sigma * 10 ** rng.uniform(1, 4, 12) * rng.choice([-1, 1], 12)
+    residual = sum(peak * profile(place, fwhm, beta, 1.0, 0.0) for place, peak in zip(places, peaks, strict=True))
+    residual = residual + rng.normal(0, sigma, SHAPE)
+    error, ignore = np.full(SHAPE, sigma), np.zeros(SHAPE, bool)
+    assert not sharp_residuals(residual, error, ignore, fwhm).any()
+    hits = np.zeros(SHAPE, bool)
+    hits[5:115:10, 124] = hits[3, 5:100:12] = True
+    ignore[5, 124] = True
+    found = sharp_residuals(residual + 15 * sigma * hits, error, ignore, fwhm)
+    assert_array_equal(found, hits & ~ignore)
+    assert not sharp_residuals(residual + 15 * sigma * hits, error, ignore, np.nan).any()
+
+
+def test_residuals_without_an_error_are_passed_over():
+    residual = np.zeros(SHAPE)
+    residual[50, 60], residual[20, 20] = np.nan, 1000.0
+    error = np.ones(SHAPE)
+    error[20, 20] = np.nan
+    assert not sharp_residuals(residual, error, np.zeros(SHAPE, bool), FWHM).any()

@@ -1,12 +1,14 @@
 """Regions and cutouts, series, and files that appear whole or not at all."""
 
 import os
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from astropy.wcs import WCS
+from astropy.wcs import WCS, DistortionLookupTable
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +18,8 @@ from gpudia.images import (
     FrameLayout,
     FrameQuality,
     Region,
+    catalog_of,
+    check_mixture,
     check_series,
     cut,
     flux_noise,
@@ -43,7 +47,7 @@ def frame():
     wcs.sip = Sip(a, b, None, None, wcs.wcs.crpix)
     data = np.random.default_rng(0).normal(100, 5, SHAPE)
     data[20, 30] = np.nan
-    return make_frame(data, wcs=wcs, layout=FrameLayout(gain=1.5, read_noise=4.0, saturation=1e5), path="f.fits")
+    return make_frame(data, wcs=wcs, layout=FrameLayout(gain=4.0, read_noise=0.0, saturation=1e5), path="f.fits")
 
 
 class TestRegion:
@@ -102,6 +106,27 @@ class TestCut:
         assert bool(part.flags & FRAME_FLAGS.partly_outside) == (not on.all())
         assert part.data.dtype == frame.data.dtype
 
+    def test_origin_and_catalog_stay_in_the_full_frame(self, frame):
+        stars = replace(frame, catalog=Table({"xcenter": [10.0, 50.0], "ycenter": [30.0, 40.0]}))
+        part = cut(cut(stars, Region(5, 7, (40, 50))), Region(-2, 3, (20, 20)))
+        assert (frame.origin, part.origin) == ((0, 0), (3, 10))
+        np.testing.assert_array_equal(part.data[:, 2:], frame.data[10:30, 5:23])
+        for column in ("x", "y", "ra", "dec"):
+            np.testing.assert_allclose(catalog_of(part)[column], catalog_of(stars)[column], rtol=1e-12)
+        bare = replace(part, catalog=Table({"ra": catalog_of(stars)["ra"], "dec": catalog_of(stars)["dec"]}))
+        # SIP's inverse is found by iterations, to 1e-4 px
+        np.testing.assert_allclose(catalog_of(bare)["x"], [10.0, 50.0], atol=1e-3)
+
+    def test_distortion_tables_follow(self, frame):
+        rng = np.random.default_rng(1)
+        wcs = frame.wcs.deepcopy()
+        for name in ("cpdis1", "det2im2"):
+            table = rng.normal(size=(8, 9)).astype(np.float32)
+            setattr(wcs, name, DistortionLookupTable(table, (1, 1), (1, 1), (10, 10)))
+        region, at = Region(5, 7, (40, 50)), np.array([[8.3, 15.0], [20.0, 33.0]])
+        here = cut(replace(frame, wcs=wcs), region).wcs.all_pix2world(region.to_cutout(at), 0)
+        np.testing.assert_allclose(here, wcs.all_pix2world(at, 0), atol=1e-9)
+
     def test_world_coordinates_follow(self, frame):
         region = Region(-10, 12, (30, 40))
         at = np.array([[3.3, 15.0], [20.0, 33.0]])
@@ -124,6 +149,33 @@ class TestSeries:
         with pytest.raises(InputError, match=r"transparencies must have shape \(4,\), got \(1,\)"):
             rank_references(qualities, [1.0])
 
+    @pytest.mark.parametrize("name", ["filter", "instrument"])
+    def test_a_few_odd_frames_fail_and_a_mixture_is_refused(self, name):
+        def some(**counts):
+            return [SimpleNamespace(path=f"{value}{i}.fits", **{name: value if value != "unknown" else ""})
+                    for value, count in counts.items() for i in range(count)]
+
+        assert check_mixture([], name) == check_mixture(some(unknown=3), name) == check_mixture(some(a=9), name) == {}
+        odd = check_mixture(some(a=9, unknown=30, b=1), name)
+        assert {i: str(e) for i, e in odd.items()} == {39: f"b0.fits: {name} must be that of the series, a, got b"}
+        assert sorted(check_mixture(some(a=1, b=18, c=1), name)) == [0, 19]
+        with pytest.raises(ConfigError) as refused:
+            check_mixture(some(b=40, a=60, unknown=500), name)
+        assert str(refused.value) == (f"{name} must be the same in all frames, got a (60), b (40): keep one with "
+                                      f"--select \"{name} == 'a'\", or let them differ with --mixed {name}")
+        for counts in ({"a": 8, "b": 1}, {"a": 1, "b": 1}, {"a": 45, "b": 3, "c": 3}):
+            with pytest.raises(ConfigError, match=f"{name} must be the same"):
+                check_mixture(some(**counts), name)
+
+    def test_a_reference_says_what_the_others_must_be(self):
+        frames = [SimpleNamespace(path=f"{i}.fits", filter="rp" if i < 19 else "gp") for i in range(20)]
+        assert sorted(check_mixture(frames, "filter", "rp")) == [19]
+        with pytest.raises(ConfigError, match=r"\(that of the reference, gp\), got rp \(19\), gp \(1\): keep one with "
+                                              r"--select \"filter == 'gp'\""):
+            check_mixture(frames, "filter", "gp")
+        with pytest.raises(ConfigError, match=r"\(that of the reference, ip\).*: name a reference among them, or"):
+            check_mixture(frames, "filter", "ip")
+
     def test_mixed(self):
         def made(shape, band):
             data = np.random.default_rng(1).normal(0, 1, shape)
@@ -136,6 +188,7 @@ class TestSeries:
         assert str(errors[2]) == "rp.fits: shape must be that of the series, (20, 30), got (30, 20)"
         assert str(errors[3]) == "gp.fits: filter must be that of the series, rp, got gp"
         assert sorted(check_series(frames, reference=frames[3])) == [0, 1, 2]
+        assert sorted(check_series(frames, same=())) == [2]
         with pytest.raises(ConfigError, match="frames must name at least one image, got none"):
             check_series([])
 

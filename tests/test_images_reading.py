@@ -11,7 +11,16 @@ from astropy.wcs import WCS
 
 from gpudia.errors import ConfigError, DataWarning, FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
-from gpudia.images import FrameLayout, estimate_variance, frame_from_nddata, make_frame, read_frame, sky_and_noise
+from gpudia.images import (
+    FrameLayout,
+    Region,
+    cut,
+    estimate_variance,
+    frame_from_nddata,
+    make_frame,
+    read_frame,
+    sky_and_noise,
+)
 
 SHAPE = (60, 80)
 GAIN, READ_NOISE, SKY = 2.0, 6.0, 400.0
@@ -46,7 +55,7 @@ def write(path, *hdus):
 
 
 def layers(data):
-    mask, error = np.zeros(SHAPE, np.uint8), np.full(SHAPE, 5.0, np.float32)
+    mask, error = np.zeros(SHAPE, np.uint8), np.full(SHAPE, 15.0, np.float32)
     mask[3, 4], mask[5, 6] = PIXEL_FLAGS.bad, PIXEL_FLAGS.cosmic_ray
     catalog = Table({"x": [11.0, 21.0], "y": [6.0, 7.0], "flux": [5.0, 4.0]})
     return data, mask, error, catalog
@@ -81,7 +90,7 @@ class TestLayouts:
         data = image()
         frame = read_frame(lco(tmp_path / name, data, compressed))
         np.testing.assert_array_equal(frame.data, data)
-        np.testing.assert_array_equal(frame.variance, np.full(SHAPE, 25.0, np.float32))
+        np.testing.assert_array_equal(frame.variance, np.full(SHAPE, 225.0, np.float32))
         assert frame.mask[3, 4] == PIXEL_FLAGS.bad
         assert frame.mask[5, 6] == PIXEL_FLAGS.cosmic_ray
         assert np.count_nonzero(frame.mask) == 2
@@ -132,11 +141,11 @@ class TestLayouts:
     def test_names_and_values_can_be_set(self, tmp_path):
         data = image()
         path = write(tmp_path / "o.fits", fits.PrimaryHDU(), fits.ImageHDU(data * 0 + np.eye(*SHAPE), name="FIRST"),
-                     fits.ImageHDU(data, fits.Header({"MYGAIN": 3.0}), name="SECOND"))  # fmt: skip
+                     fits.ImageHDU(data, fits.Header({"MYGAIN": 1.9}), name="SECOND"))  # fmt: skip
         frame = read_frame(path, FrameLayout(image_hdu="SECOND", gain_keys=("MYGAIN",), saturation=500.0))
         np.testing.assert_array_equal(frame.data, data)
-        assert (frame.gain, frame.saturation) == (3.0, 500.0)
-        assert read_frame(path, FrameLayout(image_hdu="SECOND", gain=7.0)).gain == 7.0
+        assert (frame.gain, frame.saturation) == (1.9, 500.0)
+        assert read_frame(path, FrameLayout(image_hdu="SECOND", gain=2.5)).gain == 2.5
         with pytest.raises(FrameError, match="image named OTHER, got"):
             read_frame(path, FrameLayout(image_hdu="OTHER"))
 
@@ -144,14 +153,58 @@ class TestLayouts:
         data, mask = image(), np.zeros(SHAPE, bool)
         mask[2, 2] = True
         meta = dict(facts())
-        weight = np.full(SHAPE, 0.04)
+        weight = np.full(SHAPE, 1 / 225)
         given = {"mask": mask, "uncertainty": InverseVariance(weight), "meta": meta, "wcs": tan_wcs()}
         for made in (NDData(data, **given), CCDData(data, unit="adu", **given)):
             frame = frame_from_nddata(made)
-            np.testing.assert_allclose(frame.variance, 25.0, rtol=1e-6)
+            np.testing.assert_allclose(frame.variance, 225.0, rtol=1e-6)
             assert np.argwhere(frame.bad).tolist() == [[2, 2]]
             assert frame.gain == GAIN
             assert not np.shares_memory(frame.data, data)
+
+
+    @pytest.mark.parametrize("with_error", [True, False])
+    def test_there_and_back_as_ccddata(self, tmp_path, with_error):
+        bits, header = np.zeros(SHAPE, np.uint8), facts()
+        bits[3, 4], bits[5, 6], bits[7, 8] = 1, 8, 1 | 4
+        error = np.random.default_rng(4).uniform(13, 16, SHAPE) if with_error else None
+        whole = make_frame(image(), bits=bits, error=error, header=header, wcs=tan_wcs())
+        frame = cut(whole, Region(2, 3, (40, 50)))
+        made = frame.to_ccddata()
+        assert made.unit == "adu"
+        assert made.mask.dtype == bool
+        assert not np.shares_memory(made.data, frame.data)
+        assert not np.shares_memory(made.flags, frame.mask)
+        np.testing.assert_array_equal(made.mask, frame.bad)
+        np.testing.assert_allclose(made.uncertainty.array, np.sqrt(frame.variance), rtol=1e-6)
+        back = frame_from_nddata(made, name=frame.name)
+        np.testing.assert_array_equal(back.data, frame.data)
+        np.testing.assert_array_equal(back.mask, frame.mask)
+        np.testing.assert_allclose(back.variance, frame.variance, rtol=4e-7)  # a root and a square in single precision
+        for name in ("gain", "read_noise", "saturation", "exptime", "mjd", "filter", "instrument", "name"):
+            assert getattr(back, name) == getattr(frame, name)
+        assert back.header == frame.header
+        for other in (back.wcs, made.wcs, CCDData.read(_written(made, tmp_path)).wcs):
+            np.testing.assert_allclose(other.all_pix2world([[5.0, 6.0]], 0), whole.wcs.all_pix2world([[7.0, 9.0]], 0))
+
+    def test_as_ccddata_without_world_coordinates(self):
+        frame = make_frame(image(), header=fits.Header({"GAIN": GAIN}))
+        assert frame.to_ccddata().wcs is None
+        # arithmetic of astropy: the noise of a difference
+        twice = frame.to_ccddata().subtract(frame.to_ccddata())
+        np.testing.assert_allclose(twice.uncertainty.array**2, 2 * frame.variance, rtol=1e-6)
+
+    def test_flags_that_say_something_else_are_left_alone(self):
+        mask = np.zeros(SHAPE, bool)
+        mask[2, 2] = True
+        frame = frame_from_nddata(CCDData(image(), unit="adu", mask=mask, flags=np.full(SHAPE, 8), meta=dict(facts())))
+        assert np.argwhere(frame.mask).tolist() == [[2, 2]]
+        assert frame.mask[2, 2] == PIXEL_FLAGS.bad
+
+
+def _written(made, folder):
+    made.write(folder / "ccd.fits")
+    return folder / "ccd.fits"
 
 
 class TestTime:
@@ -165,6 +218,14 @@ class TestTime:
     def test_middle_of_the_exposure(self, cards, mjd):
         frame = make_frame(image(), header=fits.Header({"GAIN": 1.0, **cards}))
         assert frame.mjd == pytest.approx(mjd, abs=1e-8, nan_ok=True)
+
+
+    @pytest.mark.parametrize(("cards", "airmass"), [
+        ({"AIRMASS": 1.3}, 1.3), ({"AIRMASS": "1.3"}, 1.3), ({"AIRMASS": 0.0}, np.nan), ({"AIRMASS": -999}, np.nan),
+        ({"SECZ": 1.2}, 1.2), ({}, np.nan)])
+    def test_airmass(self, cards, airmass):
+        frame = make_frame(image(), header=fits.Header({"GAIN": 1.0, **cards}))
+        assert frame.airmass == pytest.approx(airmass, nan_ok=True)
 
 
 class TestUnusable:
@@ -263,7 +324,7 @@ class TestDoubtful:
         assert abs(frame.data[4, 5] - SKY) < 3 * frame.sky_noise
 
     def test_error_without_meaning_is_masked(self):
-        error = np.full(SHAPE, 5.0)
+        error = np.full(SHAPE, 15.0)
         error[0, :3] = np.nan, 0, -1
         frame = make_frame(image(), error=error, header=facts())
         assert frame.mask[0, :4].tolist() == [PIXEL_FLAGS.no_data] * 3 + [0]
@@ -342,6 +403,7 @@ class TestRealFrames:
             assert frame.bad[:60, :60].all()  # the vignetted corner
             assert not frame.bad[300:800, 300:800].any()
             # The header's own gain, read noise and sky explain the noise to 3 %.
+            assert frame.flags & FRAME_FLAGS.noise_mismatch == 0
             photon = np.sqrt(frame.sky / frame.gain + (frame.read_noise / frame.gain) ** 2)
             assert frame.sky_noise == pytest.approx(photon, rel=0.03)
             fast = FrameLayout(gain_keys=("NOSUCHKEY",))
@@ -364,4 +426,6 @@ class TestRealFrames:
             assert frame.data.dtype == np.float64
             assert frame.data.dtype.isnative
             assert abs(frame.sky) < 0.1 * frame.sky_noise
+            # The noise is 12 to 19 times that of gain and read noise, rightly: the sky has been subtracted.
+            assert frame.flags & FRAME_FLAGS.noise_mismatch == 0
             assert not frame.bad.any()

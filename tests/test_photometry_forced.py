@@ -95,6 +95,24 @@ def test_variance_equals_explicit_matrices(disc, polynomials):
         assert_allclose(found[i], expected, rtol=1e-10)
 
 
+def test_the_noise_that_an_image_shares_with_a_stack_is_counted_once():
+    """Errors over 4000 draws of images of which a quarter of the reference is one's own; 1.1 % of statistics each."""
+    rng = np.random.default_rng(9)
+    kernel = field()[3]
+    kernel, q, sigma = 0.8 * kernel / kernel.sum(), 0.25 / 0.8, 3.0
+    image = rng.normal(0, sigma, (4000, 21, 21))
+    reference = q * image + rng.normal(0, 1.0, image.shape)
+    model = fftconvolve(reference, kernel[None], mode="same", axes=(1, 2))
+    variance = np.full((21, 21), sigma**2)
+    noise = EpochNoise(variance, kernel, np.full((21, 21), (q * sigma) ** 2 + 1.0), shared=q)
+    stated = measure_apertures(variance, variance, None, [(10.2, 9.7)], 4.0, noise).error[0]
+    sums = [measure_apertures(d, variance, None, [(10.2, 9.7)], 4.0).flux[0] for d in image - model]
+    assert np.std(sums) == pytest.approx(stated, rel=0.045)
+    alone = measure_apertures(variance, variance, None, [(10.2, 9.7)], 4.0,
+                              EpochNoise(variance, kernel, noise.reference_variance)).error[0]
+    assert alone > 1.15 * stated
+
+
 def test_one_kernel_for_each_star_equals_single_stars():
     _, image_variance, reference_variance, kernel = field()
     kernels = np.stack([kernel, kernel.T, 0.5 * kernel])

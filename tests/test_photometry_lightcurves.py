@@ -127,6 +127,19 @@ def test_target_table_round_trip(tmp_path):
     assert np.isfinite(back["limit"]).tolist() == [False, False, True]
 
 
+def test_target_table_keeps_barycentric_times_with_their_rows(tmp_path):
+    mjd = np.array([60002.5, 60001.25])
+    one = combine([10.0, 5.0], [1.0, 2.0], 1000.0, 1.0, 0.001)
+    table = target_table(mjd, ["b", "a"], {"ap": one}, "ap", flux_ref=1000.0, scale=1.0, scale_err=0.001, flags=0,
+                         bjd_tdb=mjd + 2400000.503)
+    table.write(tmp_path / "target.ecsv", format="ascii.ecsv")
+    back = TimeSeries.read(tmp_path / "target.ecsv", format="ascii.ecsv", time_column="time")
+    assert_allclose(np.asarray(back["bjd_tdb"]) - back.time.mjd, 2400000.503, rtol=0, atol=1e-8)
+    assert str(back["bjd_tdb"].unit) == "d"
+    assert "BJD_TDB" in back["bjd_tdb"].info.description
+    assert back.colnames[-1] == "bjd_tdb"  # after the columns of the contract, whose places stay
+
+
 def test_target_table_names_what_is_wrong():
     one = combine([1.0], [1.0], 10.0, 1.0)
     rest = {"flux_ref": 1.0, "scale": 1.0, "scale_err": 0.0, "flags": 0}

@@ -83,6 +83,39 @@ def test_the_output_folder_holds_the_contract(done):
             assert hdus[0].header["REFERENC"] in {str(n) for n in epochs["name"]}
 
 
+def test_a_stack_is_a_deeper_reference(frames, series, target, done, tmp_path):
+    """Of three frames: its noise is what inverse squares add up to; it has the flux scale of the best frame."""
+    output = tmp_path / "out"
+    assert main(["run", str(frames), *target, "--reference", "stack", "--stack-size", "3", "--output", str(output),
+                 "--quiet"]) == 0
+    held(output)
+    single, stack = fits.open(done / "reference.fits"), fits.open(output / "reference.fits")
+    with single, stack:
+        header = stack[0].header
+        weights = np.array([header[f"WEIGH{k:03d}"] for k in range(3)])
+        assert (header["NCOMBINE"], header["FRAME000"], weights.sum()) == (3, single[0].header["REFERENC"],
+                                                                         pytest.approx(1.0))
+        assert single[0].header["NCOMBINE"] == 1
+        noise = [float(np.median(h["ERR"].data)) for h in (single, stack)]
+        # a member's noise over its scale is at most that which its weight allows for: w ~ (noise FWHM)^-2
+        assert noise[1] == pytest.approx(noise[0] * np.sqrt(weights[0]), rel=0.1)
+        good = (stack["MASK"].data == 0) & (single["MASK"].data == 0)
+        assert np.median((stack["IMAGE"].data - single["IMAGE"].data)[good]) == pytest.approx(0, abs=0.2 * noise[0])
+    epochs = Table.read(output / "epochs.ecsv")
+    scales = [epochs[epochs["name"] == frame.name]["scale"][0] / frame.transparency for frame in series.frames]
+    best = next(f for f in series.frames if f.name == header["FRAME000"])
+    # on the scale of the best frame; a kernel of 15 px leaves up to 2 % of the light of the widest PSF outside
+    np.testing.assert_allclose(np.array(scales) * best.transparency, 1.0, atol=0.025)
+    assert ((epochs["flags"] & FRAME_FLAGS.in_reference) > 0).sum() == 3
+    assert not (epochs["flags"] & FRAME_FLAGS.is_reference).any()
+
+
+def test_a_stack_needs_two_frames(frames, target, tmp_path, capsys):
+    one = next(iter(sorted(frames.iterdir())))
+    assert main(["run", str(one), *target, "--reference", "stack", "--output", str(tmp_path / "out")]) == 2
+    assert "where fewer than 2 frames can be stacked, got 'stack' with 1 of 1 frames" in capsys.readouterr().err
+
+
 def test_registration_and_scale_are_the_truth(done, series):
     epochs = Table.read(done / "epochs.ecsv")
     reference = reference_of(series, done)

@@ -256,6 +256,35 @@ def test_summary_counts_and_names_field_reference_backend_version(page):
         assert part in page.words
 
 
+def test_the_series_table_is_shown_and_skipped_rows_are_grey_with_their_reasons(tmp_path):
+    folder = make_run(tmp_path / "out", n_epochs=6)
+    table = Table.read(folder / "epochs.ecsv", format="ascii.ecsv")
+    table["filter"], table["instrument"] = ["rp"] * 5 + [HOSTILE], ["fa15"] * 5 + [""]
+    table["exptime"], table["bjd_tdb"], table["n_stars"] = 60.0, 2460000.123456, [300, -1, 301, 302, 303, 304]
+    table["airmass"] = np.nan
+    table["status"] = ["ok", "failed", "ok", "ok", "skipped", "skipped"]
+    table["reason"][4:] = ["not selected: fwhm < 6, got 7.1", "not selected: fwhm < 6, got 8.2"]
+    table.write(folder / "epochs.ecsv", format="ascii.ecsv", overwrite=True)
+    write_report(folder)
+    page = Page(folder / "report.html")
+    assert page.unbalanced == []
+    assert [a["id"] for a in page.all("tr") if a.get("class") == "left-out"] == ["epoch-4", "epoch-5"]
+    start = page.words.index("All images: instrument fa15, exposure 60 s.")
+    rows = page.words[start : page.words.index("left to right")]
+    assert "Rows in grey were not selected." in rows
+    assert "not selected: fwhm < 6, got 7.1" in rows
+    heads = [a["title"] for a in page.all("button") if "title" in a]
+    assert heads.count("from the header") == 1  # the filter: of one camera and no airmass there is no column
+    assert "exposure time" not in heads
+    assert HOSTILE in rows
+    assert "2460000.123456" in rows
+    cells = [a["data-sort"] for a in page.all("td") if "data-sort" in a]
+    assert "301" in cells
+    assert "-1" not in cells  # not counted is not a number
+    told = page.words[page.words.index("What failed, and why") : page.words.index("Settings and versions")]
+    assert told.count("not selected: fwhm < 6") == 1  # one condition, two frames
+
+
 def test_page_loads_nothing(page):
     loaded = [a.get(k, "") for t, a in page.tags if t != "a" for k in ("src", "srcset", "href") if k in a]
     assert loaded

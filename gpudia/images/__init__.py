@@ -2,14 +2,15 @@
 
 from gpudia.images.catalogs import FrameQuality, catalog_of, detect_stars, frame_quality
 from gpudia.images.cutouts import Region, cut, region_around, whole_frame
-from gpudia.images.defects import flag_defects, sharp_pixels
+from gpudia.images.defects import flag_defects, sharp_pixels, sharp_residuals
 from gpudia.images.frames import Frame, frame_from_nddata, make_frame
 from gpudia.images.headers import FrameLayout
 from gpudia.images.matching import match_stars
 from gpudia.images.noise import estimate_variance, sky_and_noise
 from gpudia.images.reading import read_frame
 from gpudia.images.registration import register
-from gpudia.images.series import check_series, flux_noise, rank_references
+from gpudia.images.series import check_mixture, check_series, flux_noise, rank_references
+from gpudia.images.times import barycentric_times, site_of
 from gpudia.images.transforms import Registration, identity_registration
 from gpudia.images.writing import write_atomically, write_hdus, write_table
 
@@ -19,7 +20,9 @@ __all__ = [
     "FrameQuality",
     "Region",
     "Registration",
+    "barycentric_times",
     "catalog_of",
+    "check_mixture",
     "check_series",
     "cut",
     "detect_stars",
@@ -36,6 +39,8 @@ __all__ = [
     "region_around",
     "register",
     "sharp_pixels",
+    "sharp_residuals",
+    "site_of",
     "sky_and_noise",
     "whole_frame",
     "write_atomically",

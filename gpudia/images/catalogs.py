@@ -16,6 +16,7 @@ from scipy.spatial import KDTree
 from gpudia.errors import DataWarning, InputError
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.images.centroids import Shapes, measure_shapes
+from gpudia.images.cutouts import Region, shifted_wcs
 from gpudia.images.frames import Frame
 from gpudia.images.noise import sky_and_noise
 
@@ -205,20 +206,21 @@ def catalog_of(catalog: Frame | Table, wcs: WCS | None = None, first_pixel: int 
     catalog : Frame or Table
         A frame with a catalog, or the table itself.
     wcs : WCS, optional
-        Used where positions or sky positions are missing; default: the frame's.
+        Of the full frame; used where positions or sky positions are missing. Default: the frame's.
     first_pixel : {0, 1}, optional
         Number of the first pixel, where the rule above does not hold.
 
     Returns
     -------
     Table or None
-        ``id, x, y`` (0-based), ``ra, dec`` (degrees) and ``flux`` where known; rows without a position are left out, of
-        rows with the same id the first is kept (with a `DataWarning`). ``meta["ids"]`` is ``"catalog"``, or
-        ``"running"`` where the ids are missing or only number the rows. None where there is no catalog or no position
-        in it.
+        ``id, x, y`` (0-based, in the full frame), ``ra, dec`` (degrees) and ``flux`` where known; rows without a
+        position are left out, of rows with the same id the first is kept (with a `DataWarning`). ``meta["ids"]`` is
+        ``"catalog"``, or ``"running"`` where the ids are missing or only number the rows. None where there is no
+        catalog or no position in it.
     """
     if isinstance(catalog, Frame):
-        wcs = wcs or catalog.wcs
+        x0, y0 = catalog.origin
+        wcs = wcs or shifted_wcs(catalog.wcs, Region(-x0, -y0, catalog.shape))
         catalog = catalog.catalog
     if catalog is None or not len(catalog):
         return None

@@ -13,7 +13,7 @@ from gpudia.errors import FrameError, InputError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images.frames import Frame
 
-__all__ = ["Region", "cut", "region_around", "whole_frame"]
+__all__ = ["Region", "cut", "region_around", "shifted_wcs", "whole_frame"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,26 @@ class Region:
         """Return the region moved by whole pixels."""
         return Region(self.x0 + int(dx), self.y0 + int(dy), self.shape)
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns, for the indices of an array that holds all of it."""
+        return slice(self.y0, self.y0 + self.shape[0]), slice(self.x0, self.x0 + self.shape[1])
+
+    def inside(self, frame_shape: tuple[int, int], path: object = None) -> Region:
+        """Return the part that lies on a frame of this shape (H, W).
+
+        Raises
+        ------
+        FrameError
+            No pixel does; names `path`.
+        """
+        (height, width), (rows, columns) = self.shape, frame_shape
+        x0, y0 = max(self.x0, 0), max(self.y0, 0)
+        x1, y1 = min(self.x0 + width, columns), min(self.y0 + height, rows)
+        if x1 <= x0 or y1 <= y0:
+            raise FrameError(f"region must overlap the frame of shape ({rows}, {columns}), got {self}", path)
+        return Region(x0, y0, (y1 - y0, x1 - x0))
+
 
 def whole_frame(shape: tuple[int, int]) -> Region:
     """Region of a whole frame of this shape (H, W)."""
@@ -121,30 +141,25 @@ def cut(frame: Frame, region: Region) -> Frame:
     Frame
         With arrays of its own in the region's shape and a WCS for its pixels. Parts outside the frame have the mask
         bit ``no_data``, the median of the region's good pixels as data and the square of the frame's sky noise as
-        variance; the frame flag ``partly_outside`` is set. It carries no catalog (that is in full-frame coordinates).
+        variance; the frame flag ``partly_outside`` is set. `Frame.origin` says where it lies; the catalog stays in
+        full-frame coordinates. `gpudia.images.read_frame` with a region reads no more than that of a file.
 
     Raises
     ------
     FrameError
         The region does not overlap the frame.
     """
-    (height, width), (rows, columns) = region.shape, frame.shape
-    inside = (
-        slice(max(region.y0, 0), min(region.y0 + height, rows)),
-        slice(max(region.x0, 0), min(region.x0 + width, columns)),
-    )
-    if any(s.stop <= s.start for s in inside):
-        raise FrameError(f"region must overlap the frame of shape {frame.shape}, got {region}", frame.path)
-    target = tuple(slice(s.start - o, s.stop - o) for s, o in zip(inside, (region.y0, region.x0), strict=True))
+    part = region.inside(frame.shape, frame.path)
+    inside, target = part.slices, part.shifted(-region.x0, -region.y0).slices
     good = frame.mask[inside] == 0
     level = float(np.median(frame.data[inside][good])) if good.any() else frame.sky
     data = _placed(frame.data[inside], target, region.shape, level)
     variance = _placed(frame.variance[inside], target, region.shape, frame.sky_noise**2 or 1.0)
     mask = _placed(frame.mask[inside], target, region.shape, PIXEL_FLAGS.no_data)
-    outside = FRAME_FLAGS.partly_outside if good.size < height * width else 0
+    outside = 0 if part == region else FRAME_FLAGS.partly_outside
     return replace(
-        frame, data=data, variance=variance, mask=mask, wcs=_shifted_wcs(frame.wcs, region), catalog=None,
-        flags=frame.flags | outside,
+        frame, data=data, variance=variance, mask=mask, wcs=shifted_wcs(frame.wcs, region), flags=frame.flags | outside,
+        origin=(frame.origin[0] + region.x0, frame.origin[1] + region.y0),
     )  # fmt: skip
 
 
@@ -154,14 +169,19 @@ def _placed(part: NDArray, where: tuple[slice, ...], shape: tuple[int, int], fil
     return plane
 
 
-def _shifted_wcs(wcs: WCS | None, region: Region) -> WCS | None:
-    """WCS of the region's pixels. Slicing a WCS cannot begin at a negative pixel; moving its reference pixel can."""
+def shifted_wcs(wcs: WCS | None, region: Region) -> WCS | None:
+    """World coordinates of a region's pixels, from those of its frame; None for None."""
     if wcs is None:
         return None
+    # Slicing a WCS cannot begin at a negative pixel; moving its reference pixel can.
     moved = wcs.deepcopy()
     moved.wcs.crpix = np.asarray(wcs.wcs.crpix) - region.origin
     if wcs.sip is not None:
         sip = wcs.sip
         moved.sip = Sip(sip.a, sip.b, sip.ap, sip.bp, np.asarray(sip.crpix) - region.origin)
+    for name in ("cpdis1", "cpdis2", "det2im1", "det2im2"):  # distortions given as tables
+        table = getattr(moved, name)
+        if table is not None:
+            table.crval = tuple(np.subtract(table.crval, region.origin))
     moved.pixel_shape = region.shape[::-1]
     return moved

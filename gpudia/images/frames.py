@@ -9,15 +9,24 @@ from typing import Any
 
 import numpy as np
 from astropy.io.fits import Header
-from astropy.nddata import NDData, StdDevUncertainty
+from astropy.nddata import CCDData, NDData, StdDevUncertainty
 from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 
 from gpudia.errors import DataWarning, FrameError
-from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
+from gpudia.flags import FILE_FLAGS, FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images.headers import FrameLayout, exposure_facts, name_of, pixel_scale, sane_wcs
-from gpudia.images.noise import estimate_variance, guess_gain, guess_saturation, sky_and_noise, unexposed
+from gpudia.images.noise import (
+    SkyMaps,
+    estimate_variance,
+    expected_noise,
+    guess_gain,
+    guess_saturation,
+    measure_sky,
+    noise_ratio,
+    unexposed,
+)
 
 __all__ = ["Frame", "frame_from_nddata", "make_frame"]
 
@@ -39,13 +48,16 @@ class Frame:
     wcs : WCS or None
         Only where it is celestial and sane.
     catalog : Table or None
-        The frame's own catalog as read; `gpudia.images.catalog_of` brings it into a common form.
+        The frame's own catalog as read, positions in the full frame; `gpudia.images.catalog_of` brings it into a
+        common form.
     mjd : float
         Mid-exposure, UTC; NaN if unknown.
     exptime : float
         Seconds; NaN if unknown.
     filter, instrument : str
         Empty if unknown.
+    airmass : float
+        NaN if unknown.
     gain : float
         e-/ADU; NaN if unknown and not to be had from the data.
     read_noise : float
@@ -56,6 +68,8 @@ class Frame:
         From the header, pixels; NaN if unknown. `gpudia.images.frame_quality` measures it.
     sky, sky_noise : float
         Level and noise of a typical sky pixel, ADU.
+    origin : tuple of int
+        (x0, y0) of the first pixel in the full frame that this is a part of; (0, 0) for a whole frame.
     header : Header
         Primary header updated by that of the image.
     flags : int
@@ -76,6 +90,7 @@ class Frame:
     exptime: float = float("nan")
     filter: str = ""
     instrument: str = ""
+    airmass: float = float("nan")
     gain: float = float("nan")
     read_noise: float = float("nan")
     saturation: float = float("nan")
@@ -83,6 +98,7 @@ class Frame:
     header: Header = field(default_factory=Header, repr=False)
     flags: int = 0
     path: Path | None = None
+    origin: tuple[int, int] = (0, 0)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -93,6 +109,19 @@ class Frame:
     def bad(self) -> NDArray[np.bool_]:
         """Boolean mask, True = ignore."""
         return self.mask != 0
+
+    def to_ccddata(self) -> CCDData:
+        """Return the frame as an `~astropy.nddata.CCDData`, with arrays of its own.
+
+        Data in ADU, uncertainty a standard deviation, mask boolean (True = ignore), its bits in ``flags``, the WCS of
+        these pixels, the header as read. `frame_from_nddata` makes the frame of it again, but for its catalog, origin
+        and path, and gain, read noise and saturation where they are not the header's.
+        """
+        return CCDData(
+            self.data.copy(), uncertainty=StdDevUncertainty(np.sqrt(self.variance)), mask=self.bad,
+            flags=self.mask.copy(), wcs=None if self.wcs is None else self.wcs.deepcopy(), meta=self.header.copy(),
+            unit="adu",
+        )  # fmt: skip
 
 
 def make_frame(
@@ -114,10 +143,10 @@ def make_frame(
     data : array_like, shape (H, W)
         Image, ADU, any real dtype and byte order.
     error : array_like, shape (H, W), optional
-        One sigma, ADU; made by `estimate_variance` when not given. Pixels where it is not finite or not positive
-        are masked.
+        One sigma, ADU; made by `estimate_variance` when not given, of what ``layout.noise`` says. Pixels where it is
+        not finite or not positive are masked.
     bits : array_like of int or bool, shape (H, W), optional
-        Bits of `gpudia.flags.PIXEL_FLAGS`; True counts as bad.
+        Bits of `gpudia.flags.FILE_FLAGS`, unless the layout says otherwise; True counts as bad.
     header : Header, optional
         Where gain, time and so on are looked up.
     wcs : WCS, optional
@@ -125,23 +154,25 @@ def make_frame(
     catalog : Table, optional
         The frame's own star catalog.
     layout : FrameLayout, optional
-        Keywords and overriding values.
+        Keywords, overriding values, which bits of the mask count.
     path, name
         Where it came from and what to call it.
 
     Returns
     -------
     Frame
+        With the flag ``noise_mismatch``, and a `DataWarning`, where the noise of its sky is not what `error`, or else
+        gain and read noise of the header, say.
 
     Raises
     ------
     FrameError
-        The image is not 2-D or not numeric, `error` or `bits` has another shape, no pixel is good, or all good pixels
-        are equal.
+        The image is not 2-D or not numeric, `error` or `bits` has another shape, no pixel is good, all good pixels are
+        equal, or ``layout.noise`` is "header" and gain or read noise is missing.
     """
     layout, header = layout or FrameLayout(), Header() if header is None else header
     values, dtype = _native(data, "image", path)
-    mask = _pixel_bits(bits, values.shape, path)
+    mask = _pixel_bits(bits, values.shape, layout, path)
     mask[~np.isfinite(values)] |= PIXEL_FLAGS.no_data
     sigma = None
     if error is not None:
@@ -149,21 +180,26 @@ def make_frame(
         mask[~(np.isfinite(sigma) & (sigma > 0))] |= PIXEL_FLAGS.no_data
     _refuse_empty(values, mask == 0, path)
     facts = exposure_facts(header, layout)
-    maps = sky_and_noise(values, mask != 0)
-    values = np.where(np.isfinite(values), values, maps[0]).astype(values.dtype, copy=False)
-    facts, flags = _complete(facts, values, mask, maps, dtype, path)
+    if layout.noise == "header" and sigma is None and not (facts["gain"] > 0 and facts["read_noise"] >= 0):
+        raise FrameError(f"gain and read noise must be known where noise is 'header', got {facts['gain']:g} and "
+                         f"{facts['read_noise']:g}", path)
+    maps = measure_sky(values, mask != 0)
+    values = np.where(np.isfinite(values), values, maps.sky).astype(values.dtype, copy=False)
+    facts, flags = _complete(facts, values, mask, maps, dtype, layout, path)
     with np.errstate(invalid="ignore"):
         mask[values >= facts["saturation"]] |= PIXEL_FLAGS.saturated
     good = mask == 0
     _refuse_empty(values, good, path)
-    variance = estimate_variance(values, ~good, facts["gain"], facts["read_noise"], maps)
+    variance = estimate_variance(values, ~good, facts["gain"], facts["read_noise"], maps, layout.noise)
+    if sigma is not None or not (layout.noise == "data" or flags & FRAME_FLAGS.gain_guessed):
+        flags |= _noise_flag(values, good, maps, sigma, facts, dtype, path)
     if sigma is not None:
         with np.errstate(over="ignore", under="ignore"):
             known = sigma.astype(values.dtype) ** 2
         variance = np.where(np.isfinite(known) & (known > 0), known, variance)
     wcs = sane_wcs(wcs, values.shape, path)
     fwhm = facts.pop("fwhm_arcsec") / pixel_scale(wcs, header, layout)
-    sky, noise = (float(np.median(m[good])) for m in maps)
+    sky, noise = (float(np.median(m[good])) for m in maps[:2])
     return Frame(
         name=name or name_of(path), data=values, variance=variance, mask=mask, sky=sky, sky_noise=noise, wcs=wcs,
         catalog=catalog, fwhm=fwhm, header=header, flags=flags, path=None if path is None else Path(path), **facts,
@@ -178,8 +214,9 @@ def frame_from_nddata(
     Parameters
     ----------
     image : NDData
-        Data in ADU; the mask is boolean (True = ignore) or bits of `gpudia.flags.PIXEL_FLAGS`; any uncertainty that
-        astropy can turn into a standard deviation.
+        Data in ADU; the mask is boolean (True = ignore) or bits of `gpudia.flags.FILE_FLAGS`, which may also stand in
+        the ``flags`` of a CCDData where they say the same as its mask; any uncertainty that astropy can turn into a
+        standard deviation.
     layout : FrameLayout, optional
         Keywords and overriding values.
     name : str
@@ -199,9 +236,10 @@ def frame_from_nddata(
     if image.uncertainty is not None:
         error = image.uncertainty.represent_as(StdDevUncertainty).array
     meta = image.meta if isinstance(image.meta, Header) else Header(dict(image.meta))
-    return make_frame(
-        image.data, error=error, bits=image.mask, header=meta.copy(), wcs=image.wcs, layout=layout, name=name
-    )
+    bits, flags = image.mask, getattr(image, "flags", None)
+    if isinstance(flags, np.ndarray) and flags.dtype.kind in "iu" and np.array_equal(flags != 0, bits):
+        bits = flags
+    return make_frame(image.data, error=error, bits=bits, header=meta.copy(), wcs=image.wcs, layout=layout, name=name)
 
 
 def _native(values: ArrayLike, what: str, path: Any) -> tuple[NDArray, np.dtype]:
@@ -221,14 +259,27 @@ def _matching(plane: NDArray, shape: tuple[int, ...], what: str, path: Any) -> N
     return plane
 
 
-def _pixel_bits(bits: ArrayLike | None, shape: tuple[int, ...], path: Any) -> NDArray[np.uint8]:
+def _pixel_bits(
+    bits: ArrayLike | None, shape: tuple[int, ...], layout: FrameLayout, path: Any
+) -> NDArray[np.uint8]:
+    """Bits of `PIXEL_FLAGS` from those of a file's mask."""
     if bits is None:
         return np.zeros(shape, np.uint8)
     plane = _matching(np.asarray(bits), shape, "mask", path)
-    if plane.dtype.kind not in "biu":
-        plane = np.where(np.isfinite(plane), plane, PIXEL_FLAGS.bad).astype(np.int64)
-    known = (plane & 0xFF).astype(np.uint8)
-    known[(plane != 0) & (known == 0)] = PIXEL_FLAGS.bad  # a bit we have no name for still says: do not use
+    if plane.dtype.kind == "b":
+        return plane.astype(np.uint8)
+    lost = False
+    if plane.dtype.kind not in "iu":
+        lost = ~np.isfinite(plane)
+        plane = np.where(lost, 0, plane).astype(np.int64)
+    if layout.mask_bits is None:
+        known = (plane & sum(f.value for f in FILE_FLAGS)).astype(np.uint8)
+        known[(plane != 0) & (known == 0)] = PIXEL_FLAGS.bad  # a bit we have no name for still says: do not use
+    else:
+        known = np.zeros(shape, np.uint8)
+        for name, value in layout.mask_bits:
+            known[(plane.astype(np.int64) & value) != 0] |= getattr(PIXEL_FLAGS, name)
+    known[lost] |= PIXEL_FLAGS.bad
     return known
 
 
@@ -241,14 +292,19 @@ def _refuse_empty(values: NDArray, good: NDArray[np.bool_], path: Any) -> None:
 
 
 def _complete(
-    facts: dict[str, Any], values: NDArray, mask: NDArray, maps: tuple[NDArray, NDArray], dtype: np.dtype, path: Any
+    facts: dict[str, Any], values: NDArray, mask: NDArray, maps: SkyMaps, dtype: np.dtype, layout: FrameLayout,
+    path: Any,
 ) -> tuple[dict[str, Any], int]:
     """Fill in gain and saturation from the data where the header lacks them; mask what saw no sky."""
     good, flags = mask == 0, 0
-    sky, noise = (float(np.median(m[good])) for m in maps)
+    sky, noise = (float(np.median(m[good])) for m in maps[:2])
     mask[unexposed(values, good, sky, noise)] |= PIXEL_FLAGS.no_data
-    if not (np.isfinite(facts["gain"]) and facts["gain"] > 0):
-        found, facts["gain"] = facts["gain"], guess_gain(sky, noise, facts["read_noise"])
+    measured = guess_gain(sky, noise, facts["read_noise"])
+    if layout.noise == "data" and measured > 0:
+        facts["gain"] = measured
+        flags |= FRAME_FLAGS.gain_guessed
+    elif not (np.isfinite(facts["gain"]) and facts["gain"] > 0):
+        found, facts["gain"] = facts["gain"], measured
         flags |= FRAME_FLAGS.gain_guessed
         warnings.warn(
             f"{path or 'frame'}: gain must be positive, got {found:g}; taken from the data: {facts['gain']:.3g} e-/ADU",
@@ -259,3 +315,30 @@ def _complete(
         facts["saturation"] = guess_saturation(values, good, sky, noise, dtype) if good.any() else np.nan
         flags |= FRAME_FLAGS.saturation_guessed
     return facts, flags
+
+
+def _noise_flag(
+    values: NDArray, good: NDArray[np.bool_], maps: SkyMaps, sigma: NDArray | None, facts: dict[str, Any],
+    dtype: np.dtype, path: Any,
+) -> int:
+    """Flag and warn where the sky's noise is not what the error plane, or else gain and read noise, say."""
+    thin = (slice(None, None, max(1, min(values.shape) // 250)),) * 2  # the maps are smooth
+    maps, good = SkyMaps(*(m[thin] for m in maps)), good[thin]
+    if sigma is not None:
+        stated = "the error plane says", "errors in another unit than ADU", "errors in another unit than ADU"
+        good = good & (values[thin] < maps.sky + maps.noise)
+        bounds = sigma[thin], sigma[thin]
+    else:
+        stated = ("gain and read noise say", "a gain too large, or stars too crowded to see empty sky",
+                  "a gain too small (that of a mean of N frames is N times larger), too large a read noise, smoothing "
+                  "or resampling")
+        step = float(np.issubdtype(dtype, np.integer))
+        bounds = expected_noise(maps, facts["gain"], facts["read_noise"], step)
+    ratio, limit = noise_ratio(maps, good, *bounds)
+    if 1 / limit <= ratio <= limit:
+        return 0
+    warnings.warn(
+        f"{path or 'frame'}: noise of the sky must be what {stated[0]}, to a factor of {limit:.2g}, got {ratio:.3g} "
+        f"times that; it may come from {stated[1 if ratio > 1 else 2]}", DataWarning, stacklevel=4,
+    )  # fmt: skip
+    return FRAME_FLAGS.noise_mismatch

@@ -16,6 +16,8 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 
 from gpudia.errors import ConfigError, DataWarning
+from gpudia.flags import mask_bits_of
+from gpudia.images.noise import NOISE_SOURCES
 
 __all__ = ["FrameLayout", "exposure_facts", "name_of", "pixel_scale", "sane_wcs"]
 
@@ -35,17 +37,24 @@ class FrameLayout:
         is the middle.
     filter_keys, instrument_keys : tuple of str
         Text.
+    airmass_keys : tuple of str
+        Of the middle or the start of the exposure.
     fwhm_keys : tuple of str
         Seeing, arcsec.
     scale_keys : tuple of str
         Pixel scale, arcsec/pixel, used where there is no WCS.
     gain, read_noise, saturation : float or None
         Used instead of the header's (e-/ADU, e-, ADU).
+    noise : {"auto", "header", "data"}
+        What variances are made of where there is no error plane: see `gpudia.images.estimate_variance`.
+    mask_bits : optional
+        Which bits of the mask mean "do not use", by name or value, or what the bits of another pipeline's mask mean:
+        see `gpudia.flags.mask_bits_of`. Default: every bit. Boolean masks have no bits: True is bad in any case.
 
     Raises
     ------
     ConfigError
-        A value is not positive (the read noise: negative).
+        A value is not positive (the read noise: negative); `noise` or a name in `mask_bits` is unknown.
     """
 
     image_hdu: tuple[str, ...] = ("SCI",)
@@ -60,16 +69,24 @@ class FrameLayout:
     mjd_keys: tuple[str, ...] = ("MJD-OBS", "MJD", "DATE-OBS")
     filter_keys: tuple[str, ...] = ("FILTER", "FILTER1")
     instrument_keys: tuple[str, ...] = ("INSTRUME",)
+    airmass_keys: tuple[str, ...] = ("AIRMASS", "AMSTART", "SECZ")
     fwhm_keys: tuple[str, ...] = ("L1FWHM", "L1SEESEC")
     scale_keys: tuple[str, ...] = ("PIXSCALE", "SECPIX", "CCDSCALE")
     gain: float | None = None
     read_noise: float | None = None
     saturation: float | None = None
+    noise: str = "auto"
+    mask_bits: Any = None
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(item.default, tuple):
+            if item.name == "mask_bits":
+                object.__setattr__(self, item.name, mask_bits_of(value))
+            elif item.name == "noise":
+                if value not in NOISE_SOURCES:
+                    raise ConfigError(f"noise must be one of {', '.join(NOISE_SOURCES)}, got {value!r}")
+            elif isinstance(item.default, tuple):
                 names = (value,) if isinstance(value, str) else tuple(value)
                 object.__setattr__(self, item.name, names)
             elif value is not None:
@@ -100,8 +117,8 @@ def exposure_facts(header: Header, layout: FrameLayout) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``gain``, ``read_noise``, ``saturation``, ``exptime``, ``mjd`` (mid-exposure, UTC), ``fwhm_arcsec``: float,
-        NaN if unknown; ``filter``, ``instrument``: str.
+        ``gain``, ``read_noise``, ``saturation``, ``exptime``, ``mjd`` (mid-exposure, UTC), ``airmass``,
+        ``fwhm_arcsec``: float, NaN if unknown; ``filter``, ``instrument``: str.
     """
     facts: dict[str, Any] = {}
     for name in ("gain", "read_noise", "saturation"):
@@ -109,6 +126,8 @@ def exposure_facts(header: Header, layout: FrameLayout) -> dict[str, Any]:
         facts[name] = _number(header, getattr(layout, f"{name}_keys")) if given is None else float(given)
     facts["exptime"] = _number(header, layout.exptime_keys)
     facts["mjd"] = _mid_exposure(header, layout, facts["exptime"])
+    airmass = _number(header, layout.airmass_keys)
+    facts["airmass"] = airmass if airmass > 0.99 else math.nan  # 0 and -999 where it was not known
     fwhm = _number(header, layout.fwhm_keys)
     facts["fwhm_arcsec"] = fwhm if fwhm > 0 else math.nan  # LCO and LT write 0 or -999 where it was not measured
     for name in ("filter", "instrument"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from astropy.stats import sigma_clip
 from numpy.typing import NDArray
@@ -10,10 +12,34 @@ from scipy.interpolate import RectBivariateSpline
 
 from gpudia.errors import InputError
 
-__all__ = ["estimate_variance", "guess_gain", "guess_saturation", "sky_and_noise", "unexposed"]
+__all__ = [
+    "NOISE_SOURCES",
+    "SkyMaps",
+    "estimate_variance",
+    "expected_noise",
+    "guess_gain",
+    "guess_saturation",
+    "measure_sky",
+    "noise_ratio",
+    "sky_and_noise",
+    "unexposed",
+]
+
+#: What variances can be made of: see `estimate_variance`.
+NOISE_SOURCES = ("auto", "header", "data")
 
 #: Side of the meshes in which sky and noise are measured: several times the widest PSF, small against the sky's slope.
 MESH = 32
+
+
+class SkyMaps(NamedTuple):
+    """What `measure_sky` found: `sky` and `noise` of shape (H, W), ADU; `white`, the noise without what is correlated
+    between neighbouring pixels, be it by resampling or because it is the light of stars too crowded to be told apart.
+    """
+
+    sky: NDArray[np.float32]
+    noise: NDArray[np.float32]
+    white: NDArray[np.float32]
 
 
 def sky_and_noise(
@@ -44,6 +70,11 @@ def sky_and_noise(
     InputError
         `data` is not 2-D or no pixel of it is good.
     """
+    return measure_sky(data, mask)[:2]
+
+
+def measure_sky(data: NDArray, mask: NDArray[np.bool_] | None = None) -> SkyMaps:
+    """Measure sky and noise as `sky_and_noise` does (same arguments and errors), and the share that is white."""
     if data.ndim != 2:
         raise InputError(f"data must be two-dimensional, got shape {data.shape}")
     good = np.isfinite(data) if mask is None else np.isfinite(data) & ~mask
@@ -55,10 +86,11 @@ def sky_and_noise(
     spread = np.nanstd(clipped, axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = spread / rough
-    ratio = ratio[np.isfinite(ratio)]
+    ratio = ratio[np.isfinite(ratio) & (ratio > 0.1)]  # meshes with hardly a pixel have no spread but rounding
     correlation = max(1.0, float(np.percentile(ratio, 10))) if ratio.size else 1.0
     noise = np.where(rough > 0, rough * correlation, spread)  # coarsely quantised data have no second differences
-    return _smooth_map(level, data.shape), _smooth_map(noise, data.shape)
+    noise = _smooth_map(noise, data.shape)
+    return SkyMaps(_smooth_map(level, data.shape), noise, noise / np.float32(correlation))
 
 
 def _mesh_values(filled: NDArray, good: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
@@ -106,13 +138,17 @@ def estimate_variance(
     mask: NDArray[np.bool_] | None = None,
     gain: float = np.nan,
     read_noise: float = np.nan,
-    maps: tuple[NDArray, NDArray] | None = None,
+    maps: tuple[NDArray, NDArray] | SkyMaps | None = None,
+    source: str = "auto",
 ) -> NDArray:
     """Variance of every pixel of a frame without an error plane.
 
-    ``max(noise^2, (read_noise/gain)^2) + max(smooth(data) - sky, 0)/gain``, where sky and noise are measured in the
-    frame itself (`sky_and_noise`): this holds for sky-subtracted frames too and survives a wrong gain where there
-    is only sky. The data are smoothed (3 x 3 mean) so that the variance does not follow the noise.
+    ``auto``: ``max(noise^2, (read_noise/gain)^2) + max(smooth(data) - sky, 0)/gain``, where sky and noise are measured
+    in the frame itself (`sky_and_noise`): this holds for sky-subtracted frames too and survives a wrong gain where
+    there is only sky. ``data``: the same without the read noise, which lifts the noise of averaged frames too high.
+    ``header``: ``max(smooth(data), 1/gain)/gain + (read_noise/gain)^2``, for frames with their whole sky in them whose
+    noise cannot be measured (no empty sky between the stars). The data are smoothed (3 x 3 mean) so that the variance
+    does not follow the noise.
 
     Parameters
     ----------
@@ -126,23 +162,102 @@ def estimate_variance(
         e-. Not finite: unknown.
     maps : pair of ndarray, shape (H, W), optional
         What `sky_and_noise` gave for the same data, when it is there already.
+    source : {"auto", "header", "data"}
+        What the variance is made of.
 
     Returns
     -------
     ndarray, shape (H, W)
         ADU^2, positive and finite; float32, or float64 for float64 data.
+
+    Raises
+    ------
+    InputError
+        `source` is unknown, or "header" without a gain and a read noise.
     """
-    sky, noise = sky_and_noise(data, mask) if maps is None else maps
-    floor = noise.astype(np.float64) ** 2
-    if gain > 0 and read_noise >= 0:
-        floor = np.maximum(floor, (read_noise / gain) ** 2)
+    if source not in NOISE_SOURCES:
+        raise InputError(f"source must be one of {', '.join(NOISE_SOURCES)}, got {source!r}")
+    if source == "header" and not (gain > 0 and read_noise >= 0):
+        raise InputError(f"gain and read_noise must be known for source='header', got {gain} and {read_noise}")
+    sky, noise = sky_and_noise(data, mask) if maps is None else maps[:2]
+    variance = noise.astype(np.float64) ** 2
+    if source == "auto" and gain > 0 and read_noise >= 0:
+        variance = np.maximum(variance, (read_noise / gain) ** 2)
     if gain > 0:
         good = np.isfinite(data) if mask is None else np.isfinite(data) & ~mask
         excess = ndimage.uniform_filter(np.where(good, data - sky, 0.0), size=3)
         share = ndimage.uniform_filter(good.astype(np.float32), size=3)
-        floor += np.maximum(excess / np.maximum(share, 1 / 9), 0) / gain
+        excess = excess / np.maximum(share, 1 / 9)
+        if source == "header":
+            variance = np.maximum(sky + excess, 1 / gain) / gain + (read_noise / gain) ** 2
+        else:
+            variance += np.maximum(excess, 0) / gain
     tiny = np.finfo(np.float32).tiny
-    return np.maximum(floor, tiny).astype(np.float64 if data.dtype == np.float64 else np.float32)
+    return np.maximum(variance, tiny).astype(np.float64 if data.dtype == np.float64 else np.float32)
+
+
+def expected_noise(
+    maps: SkyMaps, gain: float, read_noise: float = np.nan, step: float = 0.0
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Least and largest noise that gain and read noise allow for the sky.
+
+    The two agree where the sky stands at least 10 sigma above zero. Elsewhere some of it may have been subtracted: the
+    noise is at least the read noise, and may be anything above it.
+
+    Parameters
+    ----------
+    maps : SkyMaps
+        Of the frame.
+    gain, read_noise : float
+        e-/ADU, positive, and e-; a read noise that is not finite counts as zero.
+    step : float
+        Quantum of the data, ADU: 1 for integers.
+
+    Returns
+    -------
+    lowest, highest : ndarray of float32, shape (H, W)
+        ADU; `highest` is infinite where nothing is known.
+    """
+    own = (read_noise / gain) ** 2 if read_noise > 0 else 0.0
+    own += step**2 / 12
+    whole = maps.sky > 10 * maps.noise
+    noise = np.sqrt(np.where(whole, maps.sky, 0) / np.float32(gain) + np.float32(own))
+    return noise, np.where(whole, noise, np.float32(np.inf))
+
+
+def noise_ratio(
+    maps: SkyMaps, sky_pixels: NDArray[np.bool_], lowest: NDArray, highest: NDArray
+) -> tuple[float, float]:
+    """Compare the noise that was measured with the one that is expected.
+
+    The frame is taken at its best: only what nine tenths of it say counts, and of what is correlated between pixels
+    (crowded stars raise it, resampling hides noise in it) the share that makes the two agree better.
+
+    Parameters
+    ----------
+    maps : SkyMaps
+        Of the frame.
+    sky_pixels : ndarray of bool, shape (H, W)
+        Where to look.
+    lowest, highest : ndarray, shape (H, W)
+        Expected noise, ADU.
+
+    Returns
+    -------
+    ratio : float
+        Measured over expected; 1 where they agree or cannot be compared.
+    limit : float
+        A ratio above it, or below its inverse, is a disagreement: 1.5, and 5 sigma of what so many pixels can tell (the
+        robust measure has 37 % of the efficiency of a standard deviation).
+    """
+    n = np.count_nonzero(sky_pixels)
+    limit = float(1.5 + 5 / np.sqrt(0.74 * max(n, 1)))
+    if not n:
+        return 1.0, limit
+    with np.errstate(divide="ignore"):
+        above = float(np.percentile(maps.white[sky_pixels] / highest[sky_pixels], 10, method="nearest"))
+        below = float(np.percentile(maps.noise[sky_pixels] / lowest[sky_pixels], 90, method="nearest"))
+    return (above if above > 1 else below if below < 1 else 1.0), limit
 
 
 def guess_gain(sky: float, noise: float, read_noise: float = np.nan) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning
 
 from gpudia.errors import FrameError
+from gpudia.images.cutouts import Region, cut, shifted_wcs, whole_frame
 from gpudia.images.frames import Frame, make_frame
 from gpudia.images.headers import FrameLayout
 
@@ -32,19 +33,26 @@ class _Parts:
 
     data: Any
     header: fits.Header
+    region: Region
     error: Any = None
     bits: Any = None
     wcs: WCS | None = None
     catalog: Table | None = None
 
 
-def read_frame(path: str | Path, layout: FrameLayout | None = None) -> Frame:
-    """Read one FITS file, in any of the layouts that this library knows.
+def read_frame(path: str | Path, layout: FrameLayout | None = None, region: Region | None = None) -> Frame:
+    """Read one FITS file or a region of it, in any of the layouts that this library knows.
 
     The image is the HDU named as `layout` says (``SCI``), else the first 2-D image; error, mask and catalog are found
     by name. An HDU without an image whose header holds a celestial WCS overrides the image's own WCS (the layered
     files of the LCO photometry module). Compressed (``.fz``, ``.gz``) and scaled integer images are unpacked. The file
     is closed before this returns and never modified.
+
+    With a region only its pixels are read: of tile-compressed images the tiles that it touches (the whole rows of it as
+    fpack tiles them), of others its rows; of a ``.gz`` all that comes before it has to be unpacked too. Data, mask and
+    errors of an error plane are those of `cut` on the whole frame. What the file does not say is measured in the region
+    and not in the whole frame: sky, noise (so the variance where there is no error plane), gain, saturation level,
+    unexposed borders.
 
     Parameters
     ----------
@@ -52,6 +60,8 @@ def read_frame(path: str | Path, layout: FrameLayout | None = None) -> Frame:
         The file.
     layout : FrameLayout, optional
         Names of HDUs and keywords, and values that override the header.
+    region : Region, optional
+        In full-frame coordinates; it may reach beyond the frame, as in `cut`. Default: the whole frame.
 
     Returns
     -------
@@ -60,44 +70,52 @@ def read_frame(path: str | Path, layout: FrameLayout | None = None) -> Frame:
     Raises
     ------
     FrameError
-        The file is missing, truncated, not FITS or has no 2-D image; error or mask has another shape; no pixel is
-        good; the image is constant.
+        The file is missing, truncated, not FITS or has no 2-D image; error or mask has another shape; the region does
+        not overlap the frame; no pixel (of the region) is good; the image is constant.
     """
     layout, path = layout or FrameLayout(), Path(path)
     if not path.is_file():
         raise FrameError("file must exist, got none" if not path.exists() else "must be a file, got a folder", path)
-    parts = _read_parts(path, layout)
-    return make_frame(
-        parts.data, error=parts.error, bits=parts.bits, header=parts.header, wcs=parts.wcs,
+    parts = _read_parts(path, layout, region)
+    there = parts.region
+    frame = make_frame(
+        parts.data, error=parts.error, bits=parts.bits, header=parts.header,
+        wcs=parts.wcs if region is None else shifted_wcs(parts.wcs, there),
         catalog=parts.catalog, layout=layout, path=path,
     )  # fmt: skip
+    frame = replace(frame, origin=there.origin)
+    return frame if region in (None, there) else cut(frame, region.shifted(-there.x0, -there.y0))
 
 
-def _read_parts(path: Path, layout: FrameLayout) -> _Parts:
+def _read_parts(path: Path, layout: FrameLayout, region: Region | None) -> _Parts:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)  # headers of observatories break small rules all the time
         warnings.filterwarnings("error", message=".*truncated.*")
         try:
             # A handle of our own: astropy leaves its own open when it gives up on a damaged file.
             with path.open("rb") as file, fits.open(file, memmap=False) as hdus:
-                return _collect(hdus, layout, path)
+                return _collect(hdus, layout, region, path)
         except AstropyWarning as exc:
             raise FrameError(f"file must be complete, got a truncated one ({exc})", path) from exc
         except _DAMAGE as exc:
             raise FrameError(f"file must be readable as FITS, got {type(exc).__name__}: {exc}", path) from exc
 
 
-def _collect(hdus: fits.HDUList, layout: FrameLayout, path: Path) -> _Parts:
+def _collect(hdus: fits.HDUList, layout: FrameLayout, region: Region | None, path: Path) -> _Parts:
     image = _image_hdu(hdus, layout, path)
     _refuse_cut_extension(hdus, path)
-    parts = _Parts(_squeezed(image), _merged_header(hdus[0], image), wcs=_wcs_of(image.header, hdus))
+    shape = _plane_shape(image)
+    there = whole_frame(shape) if region is None else region.inside(shape, path)
+    parts = _Parts(_pixels(image, there), _merged_header(hdus[0], image), there, wcs=_wcs_of(image.header, hdus))
     for hdu in hdus:
         if hdu is image:
             continue
         if _named(hdu, layout.error_hdu) and _is_image(hdu):
-            parts.error = _squeezed(hdu)
+            _refuse_shape(hdu, shape, "error plane", path)
+            parts.error = _pixels(hdu, there)
         elif _named(hdu, layout.mask_hdu) and _is_image(hdu):
-            parts.bits = _squeezed(hdu)
+            _refuse_shape(hdu, shape, "mask", path)
+            parts.bits = _pixels(hdu, there)
         elif _named(hdu, layout.catalog_hdu) and isinstance(hdu, fits.BinTableHDU | fits.TableHDU):
             parts.catalog = Table.read(hdu)
         elif hdu is not hdus[0] and not _is_image(hdu):
@@ -132,8 +150,17 @@ def _plane_shape(hdu: Any) -> tuple[int, ...]:
     return shape if 0 not in shape else ()
 
 
-def _squeezed(hdu: Any) -> np.ndarray:
-    return hdu.data.reshape(_plane_shape(hdu))
+def _pixels(hdu: Any, region: Region) -> np.ndarray:
+    """Pixels of a region that lies on the image; reads (and unpacks) what they need and no more."""
+    if region == whole_frame(_plane_shape(hdu)):
+        return hdu.data.reshape(region.shape)
+    return hdu.section[(0,) * (len(hdu.shape) - 2) + region.slices]
+
+
+def _refuse_shape(hdu: Any, shape: tuple[int, ...], what: str, path: Path) -> None:
+    """Refuse a plane of another shape than the image; in a region one could not tell."""
+    if _plane_shape(hdu) != shape:
+        raise FrameError(f"{what} must have the image's shape {shape}, got {_plane_shape(hdu)}", path)
 
 
 def _image_hdu(hdus: fits.HDUList, layout: FrameLayout, path: Path) -> Any:

@@ -12,7 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from gpudia.errors import ConfigError, FrameError, InputError
 from gpudia.images.catalogs import FrameQuality
 
-__all__ = ["check_series", "flux_noise", "rank_references"]
+__all__ = ["check_mixture", "check_series", "flux_noise", "rank_references"]
+
+#: Share of the frames that may be odd ones out; with more the series is a mixture.
+_MOST_ODD = 0.1
 
 
 def flux_noise(quality: FrameQuality, transparency: float = 1.0) -> float:
@@ -66,8 +69,44 @@ def rank_references(
     return np.argsort([flux_noise(q, t) for q, t in zip(qualities, factors, strict=True)], kind="stable")
 
 
+def check_mixture(frames: Sequence[Any], name: str, wanted: str = "") -> dict[int, FrameError]:
+    """Find the odd frames out: those whose filter, or instrument, is not that of the others.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+        The series, or anything with ``path`` and the attribute `name`.
+    name : {"filter", "instrument"}
+        What to compare.
+    wanted : str
+        The value that frames must have (a reference's); default: the commonest one.
+
+    Returns
+    -------
+    dict of int to FrameError
+        Index of a frame and why it cannot be used; at most a tenth of the frames whose value is known. Unknown (empty)
+        values agree with any.
+
+    Raises
+    ------
+    ConfigError
+        More than a tenth differ: the series is a mixture. Names the values with their counts and says what to do.
+    """
+    values = [getattr(frame, name) for frame in frames]
+    counts = Counter(value for value in values if value)
+    best = wanted or _commonest(values)
+    odd = [index for index, value in enumerate(values) if best and value and value != best]
+    if len(odd) > _MOST_ODD * counts.total():
+        found = ", ".join(f"{value} ({count})" for value, count in counts.most_common())
+        asked = f" (that of the reference, {wanted})" if wanted else ""
+        way = f"keep one with --select \"{name} == {best!r}\"" if best in counts else "name a reference among them"
+        raise ConfigError(f"{name} must be the same in all frames{asked}, got {found}: {way}, or let them differ with "
+                          f"--mixed {name}")
+    return {i: FrameError(f"{name} must be that of the series, {best}, got {values[i]}", frames[i].path) for i in odd}
+
+
 def check_series(
-    frames: Sequence[Any], reference: Any | None = None, *, shapes: bool = True
+    frames: Sequence[Any], reference: Any | None = None, *, shapes: bool = True, same: Sequence[str] = ("filter",)
 ) -> dict[int, FrameError]:
     """Find the frames that cannot be compared with the others: another shape or another filter.
 
@@ -79,12 +118,13 @@ def check_series(
         What the others must agree with; default: what most of them have in common.
     shapes : bool
         Refuse other shapes too. Frames that are registered may differ in shape.
+    same : sequence of {"filter", "instrument"}
+        What else must agree. Unknown (empty) values agree with any.
 
     Returns
     -------
     dict of int to FrameError
-        Index of a frame and why it cannot be used, naming both values. Empty where all agree. Unknown filters agree
-        with any.
+        Index of a frame and why it cannot be used, naming both values. Empty where all agree.
 
     Raises
     ------
@@ -94,15 +134,20 @@ def check_series(
     if not frames:
         raise ConfigError("frames must name at least one image, got none")
     shape = reference.shape if reference else _commonest([f.shape for f in frames])
-    band = reference.filter if reference else _commonest([f.filter for f in frames if f.filter])
+    wanted = {name: getattr(reference, name) if reference else _commonest([getattr(f, name) for f in frames])
+              for name in same}
     errors = {}
     for index, frame in enumerate(frames):
         if shapes and frame.shape != shape:
             errors[index] = FrameError(f"shape must be that of the series, {shape}, got {frame.shape}", frame.path)
-        elif band and frame.filter and frame.filter != band:
-            errors[index] = FrameError(f"filter must be that of the series, {band}, got {frame.filter}", frame.path)
+            continue
+        for name, value in wanted.items():
+            found = getattr(frame, name)
+            if value and found and found != value:
+                errors[index] = FrameError(f"{name} must be that of the series, {value}, got {found}", frame.path)
     return errors
 
 
 def _commonest(values: Sequence[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0] if values else None
+    """The value that occurs most often, unknown (empty) ones aside; None where all are unknown."""
+    return next(iter(dict(Counter(value for value in values if value).most_common(1))), None)

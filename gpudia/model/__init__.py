@@ -1,6 +1,7 @@
 """The numbers: arrays in, arrays out, on whichever backend they live. No FITS, no WCS, no transfers."""
 
 from gpudia.model.choose import DegreeChoice, automatic_kernel_size, choose_degree, choose_support
+from gpudia.model.coadd import Coadd, Coadded
 from gpudia.model.plan import ReferencePlan
 from gpudia.model.polynomials import count_terms, evaluate_terms, exponents
 from gpudia.model.resample import Resampled, resample
@@ -9,6 +10,8 @@ from gpudia.model.subtraction import subtract
 from gpudia.model.support import check_kernel_size, kernel_support
 
 __all__ = [
+    "Coadd",
+    "Coadded",
     "DegreeChoice",
     "DifferenceStack",
     "ReferencePlan",

@@ -47,6 +47,9 @@ class EpochNoise:
         the background terms.
     support : (K, K) bool, optional
         Pixels of the kernel that were free; all of them by default.
+    shared : float
+        What the image adds to the reference, as a factor of its pixels: its weight in a stack over its scale. The
+        noise of the two is then correlated. 0 for an image that is not in the reference.
     kernel_terms, background_terms : callable, optional
         ``terms(x, y) -> (..., P)``: polynomials of the kernel and of the background at pixel positions of the
         frame. Constant by default; without any background where `covariance` has no room for it.
@@ -65,6 +68,7 @@ class EpochNoise:
     support: NDArray[np.bool_] | None = None
     kernel_terms: Terms | None = None
     background_terms: Terms | None = None
+    shared: float = 0.0
 
     def __post_init__(self) -> None:
         shape = np.shape(self.image_variance)
@@ -77,6 +81,8 @@ class EpochNoise:
             self._check_kernel()
         elif self.reference_variance is not None:
             raise InputError("kernel must be given with reference_variance, got None")
+        if not 0 <= self.shared <= 1e6 or (self.shared and self.reference_variance is None):
+            raise InputError(f"shared must be 0, or positive with reference_variance, got {self.shared}")
         if self.covariance is not None:
             self._check_covariance()
 
@@ -137,14 +143,15 @@ def measure_linear(difference: NDArray[Any], weights: FloatArray, stamps: Stamps
 def linear_flux_variance(weights: FloatArray, stamps: Stamps, noise: EpochNoise) -> FloatArray:
     r"""Return the exact variance of the fluxes f = a^T D, pixel correlations through the kernel included.
 
-    .. math:: Var(f) = \sum a^2 \sigma_I^2 + \sum (a \star k)^2 \sigma_R^2 + g^T C g, \qquad g = U^T a
+    .. math:: Var(f) = \sum a^2 \sigma_I^2 + \sum (a \star k)^2 \sigma_R^2
+                       - 2 q \sum a (a \star k) \sigma_I^2 + g^T C g, \qquad g = U^T a
 
-    with the correlation a * k and g the row of the design matrix summed with the weights: for kernel term p and offset
-    u, g = sum_x a(x) p_p(x) R(x - u), for background term q, g = sum_x a(x) p_q(x). Terms for which `noise` has
-    nothing are left out. Not an approximation, but for a kernel that varies over the frame: it is taken constant
-    over one star's footprint in the second term.
+    with the correlation a * k, q = `EpochNoise.shared`, and g the row of the design matrix summed with the weights: for
+    kernel term p and offset u, g = sum_x a(x) p_p(x) R(x - u), for a background term, g = sum_x a(x) p(x). Terms for
+    which `noise` has nothing are left out. Not an approximation, but for a kernel that varies over the frame: it is
+    taken constant over one star's footprint in the second and third term.
 
-    The third term is that of a star whose pixels did not enter the fit (clipped, or a variable injected later). A
+    The last term is that of a star whose pixels did not enter the fit (clipped, or a variable injected later). A
     star that did enter scatters less, by up to 2 g^T C g, because the kernel follows its noise.
 
     Parameters
@@ -182,7 +189,7 @@ def _finite(stamps: NDArray[Any]) -> NDArray[Any]:
 
 
 def _reference_term(a: FloatArray, where: Stamps, noise: EpochNoise) -> FloatArray:
-    """Sum of (a correlated with k)^2 times the reference's variance, (S,)."""
+    """Sum of (a correlated with k)^2 times the reference's variance, less what it shares with the image, (S,)."""
     kernel, variance = np.asarray(noise.kernel, float), np.asarray(noise.reference_variance)
     k, m = kernel.shape[-1], a.shape[-1]
     side = fft.next_fast_len(m + k - 1, real=True)
@@ -190,7 +197,12 @@ def _reference_term(a: FloatArray, where: Stamps, noise: EpochNoise) -> FloatArr
     # Correlation with k is convolution with the flipped k; in full mode it fills the stamp grown by K//2.
     product = fft.rfft2(a, (side, side)) * fft.rfft2(flipped, (side, side))
     response = fft.irfft2(product, (side, side))[:, : m + k - 1, : m + k - 1]
-    return np.einsum("sij,sij,sij->s", response, response, _finite(where.gather(variance, k // 2)))
+    term = np.einsum("sij,sij,sij->s", response, response, _finite(where.gather(variance, k // 2)))
+    if noise.shared:
+        inner = response[:, k // 2 : k // 2 + m, k // 2 : k // 2 + m]
+        own = _finite(where.gather(noise.image_variance))
+        term -= 2 * noise.shared * np.einsum("sij,sij,sij->s", a, inner, own)
+    return term
 
 
 def _fit_term(a: FloatArray, where: Stamps, noise: EpochNoise) -> FloatArray:

@@ -135,7 +135,8 @@ def variability(flux: Any, flux_err: Any) -> Variability:
 
 
 def target_table(mjd: Any, image: Sequence[str], measures: Mapping[str, CombinedFluxes], method: str, *,
-                 flux_ref: Any, scale: Any, scale_err: Any, flags: Any, zero_point: float = 0.0) -> TimeSeries:
+                 flux_ref: Any, scale: Any, scale_err: Any, flags: Any, zero_point: float = 0.0,
+                 bjd_tdb: Any = None) -> TimeSeries:
     """Make the light curve of the target, as in ``target.ecsv``.
 
     Parameters
@@ -154,6 +155,8 @@ def target_table(mjd: Any, image: Sequence[str], measures: Mapping[str, Combined
         `gpudia.flags.SOURCE_FLAGS` (the bit ``limit`` is added here).
     zero_point : float
         Magnitude of one ADU of the reference.
+    bjd_tdb : (n,), optional
+        Barycentric times of the target, days, NaN if unknown; None leaves the column out.
 
     Returns
     -------
@@ -179,9 +182,14 @@ def target_table(mjd: Any, image: Sequence[str], measures: Mapping[str, Combined
     }
     for name, fluxes in measures.items():
         columns |= {f"flux_diff_{name}": fluxes.flux_diff, f"flux_diff_err_{name}": fluxes.flux_diff_err}
+    if bjd_tdb is not None:
+        columns["bjd_tdb"] = bjd_tdb
     order = np.argsort(mjd, kind="stable")
-    return TimeSeries(time=Time(mjd[order], format="mjd", scale="utc"),
-                      data={name: _column(name, value, n)[order] for name, value in columns.items()})
+    series = TimeSeries(time=Time(mjd[order], format="mjd", scale="utc"),
+                        data={name: _column(name, value, n)[order] for name, value in columns.items()})
+    if bjd_tdb is not None:
+        series["bjd_tdb"].info.unit, series["bjd_tdb"].info.description = "d", "mid-exposure, BJD_TDB, of the target"
+    return series
 
 
 def _column(name: str, value: Any, n: int) -> NDArray[Any]:

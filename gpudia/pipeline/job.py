@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,26 +18,26 @@ from gpudia.backend import Backend, to_host, use_backend
 from gpudia.config import RunConfig
 from gpudia.errors import DataWarning, FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
-from gpudia.images import FrameLayout
+from gpudia.images import FrameLayout, sharp_residuals
 from gpudia.images.headers import name_of
 from gpudia.model import DifferenceStack
+from gpudia.model.planes import grow
 from gpudia.pipeline.journal import Journal, log_to, prepare_output
 from gpudia.pipeline.listing import expand_frames
 from gpudia.pipeline.looks import FrameStore, Look, choose_reference, frame_errors, register_all, take_look
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_epoch, prepare_measures
 from gpudia.pipeline.outputs import RunResult, write_difference, write_results
-from gpudia.pipeline.prepare import Prepared, PreparedBatch, place_batch, prepare
+from gpudia.pipeline.prepare import Prepared, PreparedBatch, in_batches, place_batch, prepare
 from gpudia.pipeline.reference import RunReference, make_reference, provisional, settle_model, trial_looks
+from gpudia.pipeline.sifting import drop_odd, note_barycentric, select_frames
+from gpudia.pipeline.stacking import stack_reference
 
 __all__ = ["run"]
 
 log = logging.getLogger("gpudia.pipeline")
 
-#: Planes of float64 that an image takes on the device beside the fit: as uploaded and mapped, with a margin.
-_INPUT_PLANES = 8
 #: What the job keeps of every image until it is downloaded.
 _KEEP = ("covariance", "image_variance")
-_MOST_IMAGES = 64
 #: Predicted error of a registration over the region from which on it is called poor, pixels.
 _POOR = 0.1
 
@@ -77,7 +77,8 @@ def run(config: RunConfig, progress: bool = False) -> RunResult:
     Raises
     ------
     ConfigError
-        If the output folder cannot be used, no frame is found, or settings do not fit the frames.
+        If the output folder cannot be used, no frame is found or selected, filters or instruments are mixed, or
+        settings do not fit the frames.
     FrameError
         If nothing can be done: no frame is usable, or the reference is not.
 
@@ -101,12 +102,16 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     config, journal = job.config, job.journal
     journal.write("start", frames=len(paths), backend=job.backend.name, device=job.backend.device)
     looks = _look_at(job, paths)
-    best = choose_reference(looks, config, job.store)
+    note_barycentric(looks, config)
+    select_frames(looks, config.select)
+    best = _reference_of_a_kind(job, looks)
     log.info("reference %s", best.path)
     job.config = provisional(config)
     with job.bar(looks, "register") as bar:
         register_all(looks, best, job.config, bar.update)
     reference = make_reference(best, job.store.read(best.path), looks, job.config, job.backend)
+    if config.reference == "stack":
+        reference = stack_reference(reference, looks, config, job.store, job.backend)
     trial = _trial(job, trial_looks(looks, reference, config), reference)
     job.config, reference = settle_model(reference, config, trial)
     usable = [look for look in looks if not look.reason]
@@ -115,11 +120,11 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     journal.write("reference", file=str(best.path), kernel_size=reference.kernel_size, stars=len(reference.stars),
                   spatial_degree=job.config.spatial_degree, background_degree=job.config.background_degree)
     with job.bar(usable, "subtract") as bar:
-        for batch in _batches(job, usable, reference):
+        for batch in in_batches(usable, reference.plan, job.config, job.backend, _KEEP):
             _do_batch(job, batch, reference, measures)
             bar.update(len(batch))
     result = write_results(job.output, job.backend, looks, reference, measures, job.results)
-    journal.write("end", ok=result.n_ok, failed=result.n_failed)
+    journal.write("end", ok=result.n_ok, failed=result.n_failed, skipped=result.n_skipped)
     return result
 
 
@@ -152,6 +157,23 @@ def _look_at(job: _Job, paths: Sequence[Path]) -> list[Look]:
     return looks
 
 
+def _reference_of_a_kind(job: _Job, looks: Sequence[Look]) -> Look:
+    """Choose the reference; frames of another filter or instrument fall out, and never become it by themselves."""
+    named = job.config.reference not in ("auto", "stack")
+    if not named:
+        drop_odd(looks, job.config)
+    best = choose_reference(looks, job.config, job.store)
+    if named:
+        drop_odd(looks, job.config, best)
+    if best.skipped:
+        best.flags |= FRAME_FLAGS.is_reference
+    for look in looks:
+        if look.reason and look is not best:
+            job.store.drop(look.path)
+            job.journal.write("left out", file=str(look.path), status=look.status, reason=look.reason)
+    return best
+
+
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
     """Names for products: file stems, numbered where two files of different folders share one."""
     names: list[str] = []
@@ -180,17 +202,6 @@ class _warnings_logged:  # noqa: N801 - a small context manager
         self._catch.__exit__(*exception)
         for text in dict.fromkeys(str(w.message) for w in self._caught or []):
             log.info("%s", text if self._path.name in text else f"{self._path.name}: {text}")
-
-
-def _batches(job: _Job, looks: Sequence[Look], reference: RunReference) -> Iterator[list[Look]]:
-    """Split by memory: as many frames as the device holds from upload to download."""
-    height, width = reference.region.shape
-    size = job.config.batch_size
-    if size == "auto":
-        per_image = reference.plan.bytes_per_image(_KEEP) + 8 * _INPUT_PLANES * height * width
-        size = int(min(max(1, job.backend.free_bytes() // 2 // per_image), _MOST_IMAGES))
-    for start in range(0, len(looks), int(size)):
-        yield list(looks[start:start + int(size)])
 
 
 def _do_batch(job: _Job, batch: Sequence[Look], reference: RunReference, measures: Measures) -> None:
@@ -269,13 +280,30 @@ def _finish(job: _Job, look: Look, prepared: Prepared, stack: DifferenceStack, i
     status = int(stack.status[i])
     stack.require_solution(i)
     look.flags |= status | prepared.flags
+    if look.name in reference.weights:
+        look.flags |= FRAME_FLAGS.in_reference
     if look is reference.look:  # its kernel is a single pixel: nothing is deconvolved
         look.flags = (look.flags | FRAME_FLAGS.is_reference) & ~FRAME_FLAGS.deconvolving
     bits = placed.bits[i] | stack.flags[i]
-    job.results[look.name] = measure_epoch(measures, stack, i, bits, ratio)
+    if job.config.find_defects and look.quality is not None and look is not reference.look:
+        bits = bits | _cosmic_rays(stack, i, bits, look.quality.fwhm)
+    share = reference.weights.get(look.name, 0.0) / float(stack.scale[i])
+    job.results[look.name] = measure_epoch(measures, stack, i, bits, ratio, share)
     _note_numbers(look, stack, i, bits, reference)
     if job.config.products:
         write_difference(job.output, look, stack, i, bits, reference, job.backend, job.config)
+
+
+def _cosmic_rays(stack: DifferenceStack, i: int, bits: Any, fwhm: float) -> Any:
+    """Bits of cosmic rays that only the difference shows; the fit has clipped them, the photometry is not to sum them.
+
+    What the fit clipped right beside one is the fainter part of its track.
+    """
+    ignore = (bits & (255 - PIXEL_FLAGS.clipped)) != 0
+    with np.errstate(invalid="ignore"):
+        found = sharp_residuals(stack.difference[i], np.sqrt(stack.variance[i]), ignore, fwhm)
+    found |= grow(found) & ((bits & PIXEL_FLAGS.clipped) != 0)
+    return np.where(found, PIXEL_FLAGS.cosmic_ray, 0).astype(np.uint8)
 
 
 def _note_numbers(look: Look, stack: DifferenceStack, i: int, bits: Any, reference: RunReference) -> None:

@@ -33,6 +33,7 @@ from gpudia.images import (
     read_frame,
     region_around,
     register,
+    site_of,
     whole_frame,
 )
 
@@ -41,6 +42,7 @@ __all__ = [
     "Look",
     "choose_reference",
     "frame_errors",
+    "rank_looks",
     "region_of",
     "register_all",
     "take_look",
@@ -59,7 +61,8 @@ _BLUNTEST = 1.15
 class Look:
     """What is known of one input image: filled step by step, complete when its epoch is done.
 
-    `reason` is empty as long as nothing went wrong; a look with a reason is a failed row.
+    `reason` is empty as long as nothing went wrong; a look with a reason takes no part in what follows: it is a failed
+    row, or a skipped one.
     """
 
     path: Path
@@ -70,13 +73,28 @@ class Look:
     wcs: Any = None
     shape: tuple[int, int] = (0, 0)
     mjd: float = math.nan
+    bjd_tdb: float = math.nan
+    exptime: float = math.nan
     filter: str = ""
+    instrument: str = ""
+    airmass: float = math.nan
+    site: tuple[float, float, float] | None = None
     flags: int = 0
     usable_share: float = 1.0
     registration: Registration | None = None
     reason: str = ""
+    skipped: bool = False
     seconds: float = 0.0
     numbers: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """``ok``, ``failed`` or ``skipped``."""
+        return "skipped" if self.skipped else "failed" if self.reason else "ok"
+
+    def skip(self, reason: str) -> None:
+        """Make this a skipped row: a frame that is not wanted, which is no failure."""
+        self.reason, self.skipped = reason, True
 
     def fail(self, error: FrameError) -> None:
         """Make this a failed row."""
@@ -146,8 +164,9 @@ def take_look(path: Path, name: str, store: FrameStore, config: RunConfig) -> Lo
 def _fill(look: Look, store: FrameStore, config: RunConfig) -> None:
     path = look.path
     frame = store.read(path)
-    look.shape, look.wcs, look.mjd, look.filter, look.flags = (
-        frame.shape, frame.wcs, frame.mjd, frame.filter, frame.flags)
+    look.shape, look.wcs, look.flags, look.site = frame.shape, frame.wcs, frame.flags, site_of(frame.header)
+    for name in ("mjd", "exptime", "filter", "instrument", "airmass"):
+        setattr(look, name, getattr(frame, name))
     look.stars = detect_stars(frame, config.max_stars, config.detection_threshold)
     look.catalog = catalog_of(frame)
     look.quality = frame_quality(frame, look.stars)
@@ -207,8 +226,19 @@ def choose_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore
     FrameError
         If no frame can.
     """
-    if config.reference != "auto":
+    if config.reference not in ("auto", "stack"):
         return _named_reference(looks, config, store)
+    return rank_looks(looks, config)[0]
+
+
+def rank_looks(looks: Sequence[Look], config: RunConfig) -> list[Look]:
+    """Sharp frames, the best reference first; see `choose_reference`.
+
+    Raises
+    ------
+    FrameError
+        If none can serve.
+    """
     usable = [look for look in looks if not look.reason and look.quality is not None]
     if not usable:
         raise FrameError("no frame is usable: " + "; ".join(f"{look.path.name}: {look.reason}" for look in looks[:5]))
@@ -220,7 +250,7 @@ def choose_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore
     best = usable[int(rank_references(qualities, [look.usable_share**2 for look in usable])[0])]
     ratios = [_flux_ratio(best, look, config) for look in usable]
     worth = [ratio * look.usable_share**2 for ratio, look in zip(ratios, usable, strict=True)]
-    return usable[int(rank_references(qualities, worth)[0])]
+    return [usable[int(i)] for i in rank_references(qualities, worth)]
 
 
 def _sharp_enough(looks: Sequence[Look]) -> list[Look]:
@@ -238,7 +268,7 @@ def _named_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore
             break
     else:
         look = take_look(path, path.name, store, config)
-    if look.reason:
+    if look.reason and not look.skipped:  # one that was not selected can serve, when it is named
         raise ConfigError(f"reference must be a usable frame, got {path}: {look.reason}")
     return look
 
@@ -267,7 +297,8 @@ def _flux_ratio(one: Look, other: Look, config: RunConfig) -> float:
 def register_all(looks: Iterable[Look], reference: Look, config: RunConfig, tick: Callable[[], object]) -> None:
     """Register every usable look with the reference; one that cannot be is a failed row."""
     looks = list(looks)
-    for index, error in check_series(looks, reference, shapes=not config.align).items():
+    same = () if "filter" in config.mixed else ("filter",)
+    for index, error in check_series(looks, reference, shapes=not config.align, same=same).items():
         if not looks[index].reason:
             looks[index].fail(error)
     for look in looks:

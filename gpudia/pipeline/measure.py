@@ -96,7 +96,7 @@ def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radiu
 
 
 def measure_epoch(measures: Measures, stack: DifferenceStack, i: int, bits: NDArray[np.uint8],
-                  noise_ratio: Float | None) -> EpochFluxes:
+                  noise_ratio: Float | None, share: float = 0.0) -> EpochFluxes:
     """Measure all positions on image `i` of a stack (host side).
 
     Parameters
@@ -108,6 +108,8 @@ def measure_epoch(measures: Measures, stack: DifferenceStack, i: int, bits: NDAr
         Pixel flags of the frame, joined with those of the stack.
     noise_ratio : (H, W) or None
         Variance of sums over that of single pixels, for a resampled frame.
+    share : float
+        What the frame adds to a stacked reference, as a factor of its pixels.
 
     Raises
     ------
@@ -126,7 +128,7 @@ def measure_epoch(measures: Measures, stack: DifferenceStack, i: int, bits: NDAr
     noise = EpochNoise(
         image_variance, kernels[0] if one else kernels, measures.reference_variance, measures.reference,
         stack.covariance[i], stack.support,
-        stack.terms_at, partial(evaluate_terms, measures.background_degree, shape=measures.shape))
+        stack.terms_at, partial(evaluate_terms, measures.background_degree, shape=measures.shape), share)
     difference, variance, flags = stack.difference[i], stack.variance[i], bits | stack.flags[i]
     psf = epoch_psf(measures.psf.stamp, kernels[0] if one else kernels)
     inside = measure_apertures(difference, variance, flags, positions, measures.radius, noise, psf=psf,

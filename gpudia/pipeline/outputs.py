@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from gpudia.photometry import LightCurves, constant_star_epsilon, table_hdu, tar
 from gpudia.pipeline.looks import Look
 from gpudia.pipeline.measure import RECOMMENDED, EpochFluxes, Measures
 from gpudia.pipeline.reference import RunReference
+from gpudia.pipeline.sifting import known_barycentric, series_table
 from gpudia.report import write_report
 
 __all__ = ["RunResult", "difference_hdus", "provenance", "write_difference", "write_results"]
@@ -72,6 +74,8 @@ class RunResult:
                  f"{len(self.lightcurves.sources)} stars"]
         bad = [f"  {row['file']}: {row['reason']}" for row in self.epochs if row["status"] == "failed"]
         lines += bad[:10] + ([f"  ... and {len(bad) - 10} more"] if len(bad) > 10 else [])
+        unwanted = Counter(row["reason"].split(", got ")[0] for row in self.epochs if row["status"] == "skipped")
+        lines += [f"  {count} {reason}" for reason, count in unwanted.most_common()]
         return "\n".join([*lines, f"report: {self.report}"])
 
 
@@ -145,8 +149,8 @@ def write_results(output: Path, backend: Backend, looks: Sequence[Look], referen
         write_table(target, output / "target.ecsv")
     write_hdus(_reference_hdus(backend, reference, measures, curves.sources), output / "reference.fits")
     report = write_report(output)
-    n_failed = sum(bool(look.reason) for look in looks)
-    return RunResult(output, len(done), n_failed, len(looks) - len(done) - n_failed, report, epochs, target, curves)
+    n_failed, n_skipped = (sum(look.status == status for look in looks) for status in ("failed", "skipped"))
+    return RunResult(output, len(done), n_failed, n_skipped, report, epochs, target, curves)
 
 
 def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures) -> None:
@@ -163,25 +167,19 @@ def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures:
 
 
 def epoch_table(looks: Sequence[Look]) -> Table:
-    """Return ``epochs.ecsv``: one row for each input frame."""
-    table = Table()
-    table["file"] = [str(look.path) for look in looks]
-    table["name"] = [look.name for look in looks]
-    table["mjd"] = [look.mjd for look in looks]
-    table["status"] = ["failed" if look.reason else "ok" for look in looks]
-    table["reason"] = [look.reason for look in looks]
-    table["flags"] = np.array([look.flags for look in looks], dtype=np.int64)
-    table["fwhm"] = [math.nan if look.quality is None else look.quality.fwhm for look in looks]
-    table["sky"] = [math.nan if look.quality is None else look.quality.sky for look in looks]
+    """Return ``epochs.ecsv``: one row for each input frame, the series table and what came of the frame."""
+    table = series_table(looks)
+    flags = np.array([look.flags for look in looks], dtype=np.int64)
+    table.add_columns([[look.status for look in looks], [look.reason for look in looks], flags],
+                      names=["status", "reason", "flags"], indexes=[table.index_column("exptime")] * 3)
     for name in _NUMBERS:
         missing: Any = "" if name in ("route", "registration_kind") else -1 if name in _WHOLE else math.nan
         table[name] = [look.numbers.get(name, missing) for look in looks]
     table["seconds"] = [round(look.seconds, 3) for look in looks]
-    table["mjd"].description = "mid-exposure, UTC, days"
+    table["status"].description = "ok, failed, or skipped (not selected)"
     table["flags"].description = "bits of gpudia.flags.FRAME_FLAGS"
-    for name, unit in (("mjd", "d"), ("fwhm", "pix"), ("sky", "adu"), ("shift_x", "pix"), ("shift_y", "pix"),
-                       ("registration_rms", "pix"), ("registration_max", "pix"), ("registration_error", "pix"),
-                       ("seconds", "s")):
+    for name, unit in (("shift_x", "pix"), ("shift_y", "pix"), ("registration_rms", "pix"), ("registration_max", "pix"),
+                       ("registration_error", "pix"), ("seconds", "s")):
         table[name].unit = unit
     return table
 
@@ -220,12 +218,20 @@ def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], referenc
     series = target_table(
         [look.mjd for look in done], [look.name for look in done], curves, best, flux_ref=measures.flux[best][-1],
         scale=[epoch.scale[-1] for epoch in fluxes], scale_err=[epoch.scale_error for epoch in fluxes],
-        flags=[epoch.flags[best][-1] for epoch in fluxes])
+        flags=[epoch.flags[best][-1] for epoch in fluxes], bjd_tdb=known_barycentric(done))
     x, y = reference.region.to_frame(reference.target)
     series.meta |= {"position": reference.target_note, "x": float(x), "y": float(y), "reference": reference.look.name,
                     "aperture_radius": float(measures.radius), "flux_ref_err": float(measures.flux_error[best][-1]),
                     "flux_unit": "ADU of the reference", "magnitudes": "instrumental: -2.5 log10(flux)"}
     return series
+
+
+def _member_cards(reference: RunReference) -> dict[str, tuple[Any, str]]:
+    weights = reference.weights or {reference.look.name: 1.0}
+    cards: dict[str, tuple[Any, str]] = {"NCOMBINE": (len(weights), "frames in the reference")}
+    for k, (name, weight) in enumerate(weights.items()):
+        cards |= {f"FRAME{k:03d}": (name, "frame in it"), f"WEIGH{k:03d}": (weight, "weight of that frame")}
+    return cards
 
 
 def _reference_hdus(backend: Backend, reference: RunReference, measures: Measures,
@@ -238,7 +244,7 @@ def _reference_hdus(backend: Backend, reference: RunReference, measures: Measure
         "MJD": (cutout.mjd, "[d] mid-exposure, UTC"), "FWHM": (float(reference.look.quality.fwhm), "[pix]"),
         "APRADIUS": (float(measures.radius), "[pix] aperture"), "PSFKIND": (measures.psf.method, "how PSF was made"),
         "SCALEBIA": (float(to_host(reference.plan.scale_bias)), "expected bias of scales, by its noise"),
-        "NCOMBINE": (1, "frames in the reference"), "FRAME000": (reference.look.name, "frame in it")})
+        **_member_cards(reference)})
     wcs = None if cutout.wcs is None else cutout.wcs.to_header(relax=True)
     hdus = fits.HDUList([fits.PrimaryHDU(header=cards)])
     for name, plane in (("IMAGE", cutout.data.astype(np.float32)), ("ERR", np.sqrt(cutout.variance).astype(np.float32)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,20 @@ from gpudia.config import RunConfig
 from gpudia.errors import FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import Frame, Region, Registration, cut
-from gpudia.model import resample
+from gpudia.model import ReferencePlan, resample
 
-__all__ = ["Prepared", "PreparedBatch", "place_batch", "prepare"]
+__all__ = ["Prepared", "PreparedBatch", "in_batches", "place_batch", "prepare"]
 
-#: Largest displacement over the region, pixels, that a kernel of this spatial degree absorbs (measured on simulated
-#: fields: chi^2 per pixel stays within 2 % of that of perfectly aligned frames). Beyond it the frame is resampled.
-_ABSORBED = {0: 0.1, 1: 0.4}
-_ABSORBED_BY_HIGHER = 1.0
+#: Largest displacement over the region, pixels, that a kernel of this spatial degree absorbs. Beyond it the frame is
+#: resampled. With degree 1 differences of shifted frames were as good as those of resampled ones up to 0.7 px, with
+#: degree 2 up to 1.75 px, the largest tried (bench/geometry.py rotation; chi^2 and rms near bright stars).
+_ABSORBED = {0: 0.1, 1: 0.6}
+_ABSORBED_BY_HIGHER = 1.5
 #: An affine map does for a region where it is nearer than this to the registration, pixels.
 _STRAIGHT = 0.05
+#: Planes of float64 that an image takes on the device beside the fit: as uploaded and mapped, with a margin.
+_INPUT_PLANES = 8
+_MOST_IMAGES = 64
 #: Pixels around the mapped region that the interpolation needs.
 _MARGIN = 5
 
@@ -103,6 +107,18 @@ def _checked(prepared: Prepared, region: Region) -> Prepared:
     if share < 0.1:
         raise FrameError(f"good pixels must cover at least 10 % of the region, got {100 * share:.1f} %")
     return prepared
+
+
+def in_batches(items: Sequence[Any], plan: ReferencePlan, config: RunConfig, backend: Backend,
+               keep: tuple[str, ...] = ()) -> Iterator[list[Any]]:
+    """Split by memory: as many frames as the device holds from upload to download, with what `subtract` is to keep."""
+    height, width = plan.shape
+    size = config.batch_size
+    if size == "auto":
+        per_image = plan.bytes_per_image(keep) + 8 * _INPUT_PLANES * height * width
+        size = int(min(max(1, backend.free_bytes() // 2 // per_image), _MOST_IMAGES))
+    for start in range(0, len(items), int(size)):
+        yield list(items[start:start + int(size)])
 
 
 def place_batch(batch: Sequence[Prepared], shape: tuple[int, int], backend: Backend) -> PreparedBatch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from gpudia.model import ReferencePlan, automatic_kernel_size, choose_degree, ch
 from gpudia.pipeline.looks import Look, region_of, target_position
 from gpudia.pipeline.prepare import PreparedBatch
 
-__all__ = ["RunReference", "make_reference", "provisional", "settle_model", "trial_looks"]
+__all__ = ["RunReference", "carried_model", "make_reference", "provisional", "reference_of", "settle_model",
+           "trial_looks"]
 
 log = logging.getLogger("gpudia.pipeline")
 
@@ -43,6 +44,8 @@ class RunReference:
         Where the target's position comes from.
     kernel_size : int
     plan : ReferencePlan
+    weights : dict of str to float
+        Weights of the frames in a stack, by name, of sum 1; empty where the reference is one frame.
     """
 
     look: Look
@@ -53,6 +56,7 @@ class RunReference:
     target_note: str
     kernel_size: int
     plan: ReferencePlan
+    weights: dict[str, float] = field(default_factory=dict)
 
 
 #: Bright stars in the region for every polynomial term of the kernel.
@@ -90,11 +94,15 @@ def _of_degree(config: RunConfig, degree: int) -> RunConfig:
 
 
 def trial_looks(looks: Sequence[Look], reference: RunReference, config: RunConfig) -> list[Look]:
-    """Frames on which the model is chosen: those of narrowest, middle and widest seeing; none where it is set."""
+    """Frames on which the model is chosen: those of narrowest, middle and widest seeing; none where it is set.
+
+    Frames of a stack share noise with it, which a kernel of higher degree cannot lower: others tell more.
+    """
     carried = config.spatial_degree == "auto" and _most_degrees(reference.look, reference.region) > 0
     if not carried and config.kernel_support != "aic":
         return []
     usable = [look for look in looks if not look.reason and look is not reference.look and look.quality is not None]
+    usable = [look for look in usable if look.name not in reference.weights] or usable
     usable.sort(key=lambda look: look.quality.fwhm if look.quality is not None else math.nan)
     picked = {0, len(usable) // 2, len(usable) - 1} if usable else set()
     return [usable[i] for i in sorted(picked)]
@@ -141,6 +149,14 @@ def settle_model(reference: RunReference, config: RunConfig,
     return settled, replace(reference, plan=choice.plan)
 
 
+def carried_model(reference: RunReference, config: RunConfig, most: int) -> RunConfig:
+    """Return settings with the degree that is set, or the highest up to `most` that the region's stars can carry."""
+    degree = config.spatial_degree
+    if degree == "auto":
+        degree = min(most, _most_degrees(reference.look, reference.region))
+    return _of_degree(provisional(config).replace(background_degree=config.background_degree), int(degree))
+
+
 def _plan_of(reference: RunReference, config: RunConfig, support: Any) -> ReferencePlan:
     """Plan of a reference under other settings."""
     quality = reference.look.quality
@@ -175,7 +191,12 @@ def make_reference(look: Look, frame: Frame, looks: Sequence[Look], config: RunC
         If the kernel does not fit the region.
     """
     region = region_of(config, look)
-    cutout = cut(frame, region)
+    return reference_of(look, cut(frame, region), region, looks, config, backend)
+
+
+def reference_of(look: Look, cutout: Frame, region: Region, looks: Sequence[Look], config: RunConfig,
+                 backend: Backend) -> RunReference:
+    """Make a reference of a cutout; see `make_reference`."""
     if not (cutout.mask == 0).any():
         raise FrameError("reference must have good pixels in the region, got none", look.path)
     widths = [other.quality.fwhm for other in looks if not other.reason and other.quality is not None]

@@ -6,7 +6,7 @@ import logging
 import tomllib
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ _STRUCTURE = {"SIMPLE", "BITPIX", "NAXIS", "EXTEND", "COMMENT", "HISTORY", "", "
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of ``epochs.ecsv``: an input image and its verdict."""
+    """One row of ``epochs.ecsv``: an input image and its verdict; `values` and `texts` are its other columns."""
 
     index: int
     name: str
@@ -46,6 +46,7 @@ class Epoch:
     flags: int
     values: dict[str, float]
     difference: Path | None
+    texts: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, column: str) -> float:
         """Return the number in `column`, NaN where there is none."""
@@ -165,6 +166,7 @@ def _epoch_list(rows: Table, folder: Path) -> list[Epoch]:
     statuses, reasons = words(rows, "status"), words(rows, "reason")
     flags = numbers(rows, "flags", 0).astype(np.int64)
     numeric = {c: numbers(rows, c) for c in rows.colnames if rows[c].dtype.kind in "iuf"}
+    texts = {c: words(rows, c) for c in ("filter", "instrument") if c in rows.colnames}
     return [
         Epoch(
             index=i,
@@ -176,6 +178,7 @@ def _epoch_list(rows: Table, folder: Path) -> list[Epoch]:
             flags=int(flags[i]),
             values={c: float(v[i]) for c, v in numeric.items()},
             difference=stored.get(names[i]) if statuses[i] == "ok" else None,
+            texts={c: w[i] for c, w in texts.items()},
         )
         for i in range(len(rows))
     ]

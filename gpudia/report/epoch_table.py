@@ -12,7 +12,7 @@ import numpy as np
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS, SOURCE_FLAGS, FlagTable
 from gpudia.report.data import Curve, Epoch, RunData
 
-__all__ = ["epoch_table", "failures", "flag_badges", "flag_legend", "status_badge"]
+__all__ = ["common_facts", "epoch_table", "failures", "flag_badges", "flag_legend", "status_badge"]
 
 _SYMBOL = {"ok": "\N{CHECK MARK}", "failed": "\N{MULTIPLICATION X}", "skipped": "\N{EN DASH}"}
 #: Known columns of epochs.ecsv in the order of the page: (column, head, what it means).
@@ -25,30 +25,63 @@ _COLUMNS = (
     ("noise_gain", "noise gain", "above 1: the kernel deconvolves and amplifies noise"),
     ("n_masked", "masked (px)", "pixels left out"),
     ("epsilon", "epsilon", "scale error that the constant stars show"),
+    ("bjd_tdb", "BJD (TDB)", "mid-exposure at the barycentre of the solar system, days"),
+    ("exptime", "exposure (s)", "exposure time"),
+    ("airmass", "airmass", "from the header"),
+    ("sky_noise", "sky noise (ADU)", "noise of a sky pixel, 1 sigma"),
+    ("n_stars", "stars", "stars detected"),
+    ("ellipticity", "ellipticity", "1 - b/a of bright stars"),
+    ("saturated_fraction", "saturated", "share of the pixels that are saturated"),
 )
 _NOT_NUMBERS = {"mjd", "flags"}
+_FORMS = {"bjd_tdb": "{:.6f}", "saturated_fraction": "{:.1g}"}
+#: Whole numbers, for which -1 stands for: not counted.
+_COUNTS = {"n_stars", "n_matched", "n_masked", "n_clipped", "n_pixels", "iterations"}
+#: Texts that are a column where the images differ in them: (column, head, what it means).
+_TEXTS = (("filter", "filter", "from the header"), ("instrument", "instrument", "from the header"))
 
 
 def epoch_table(run: RunData, with_stamp: set[int]) -> str:
     """Return the sortable table; names link to the stamps of the epochs in `with_stamp`."""
-    columns = _columns(run.epochs)
+    columns, texts = _columns(run.epochs), _texts(run.epochs)
     flux = _target_fluxes(run.target)
     heads = [("image", "file"), ("status", "verdict"), ("why", "reason and flags"), ("MJD", "mid-exposure, UTC, days")]
     heads += [("target flux (ADU)", "flux in ADU of the reference")] if flux else []
-    heads += [(head, meaning) for _, head, meaning in columns]
+    heads += [(head, meaning) for _, head, meaning in texts + columns]
     head = "".join(
         f'<th scope="col"><button type="button" title="{escape(m)}">{escape(h)}</button></th>' for h, m in heads
     )
-    rows = "".join(_row(e, columns, flux, e.index in with_stamp) for e in run.epochs)
+    rows = "".join(_row(e, columns, texts, flux, e.index in with_stamp) for e in run.epochs)
     return (
         '<div class="scroller" tabindex="0" role="region" aria-label="Table of epochs">'
         f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 
+def common_facts(epochs: list[Epoch]) -> str:
+    """Say what all images have in common (``filter rp, exposure 60 s``); the table leaves it out. Empty: nothing."""
+    facts = [(column, _known(epochs, column)) for column, _, _ in _TEXTS]
+    facts.append(("exposure", {f"{seconds:g} s" for seconds in _exposures(epochs)}))
+    return ", ".join(f"{name} {values.pop()}" for name, values in facts if len(values) == 1)
+
+
+def _known(epochs: list[Epoch], column: str) -> set[str]:
+    return {e.texts[column] for e in epochs if e.texts.get(column)}
+
+
+def _exposures(epochs: list[Epoch]) -> set[float]:
+    return {e["exptime"] for e in epochs if np.isfinite(e["exptime"])}
+
+
+def _texts(epochs: list[Epoch]) -> list[tuple[str, str, str]]:
+    return [t for t in _TEXTS if len(_known(epochs, t[0])) > 1]
+
+
 def _columns(epochs: list[Epoch]) -> list[tuple[str, str, str]]:
-    """The known columns that are there, then every other number that the run wrote."""
-    present = list(epochs[0].values) if epochs else []
+    """The known columns that are there and say something, then every other number that the run wrote."""
+    present = [c for c in (epochs[0].values if epochs else ()) if any(np.isfinite(e[c]) for e in epochs)]
+    if len(_exposures(epochs)) == 1:
+        present.remove("exptime")
     known = {c for c, _, _ in _COLUMNS}
     others = [(c, c.replace("_", " "), c) for c in present if c not in known | _NOT_NUMBERS]
     return [c for c in _COLUMNS if c[0] in present] + others
@@ -61,8 +94,9 @@ def _target_fluxes(target: Curve | None) -> dict[str, tuple[float, float]]:
 
 
 def _row(
-    epoch: Epoch, columns: list[tuple[str, str, str]], flux: dict[str, tuple[float, float]], linked: bool
-) -> str:
+    epoch: Epoch, columns: list[tuple[str, str, str]], texts: list[tuple[str, str, str]],
+    flux: dict[str, tuple[float, float]], linked: bool,
+) -> str:  # fmt: skip
     name = escape(epoch.name)
     link = f'<a href="#stamp-{epoch.index}">{name}</a>' if linked else name
     cells = [
@@ -73,8 +107,15 @@ def _row(
     ]
     if flux:
         cells.append(_flux_cell(flux.get(epoch.name) if epoch.status == "ok" else None))
-    cells += [_number_cell(epoch[column]) for column, _, _ in columns]
-    return f'<tr id="epoch-{epoch.index}">{"".join(cells)}</tr>'
+    cells += [f"<td>{escape(epoch.texts.get(column, ''))}</td>" for column, _, _ in texts]
+    cells += [_number_cell(_counted(epoch, column), _FORMS.get(column, "{:.4g}")) for column, _, _ in columns]
+    left_out = ' class="left-out"' if epoch.status == "skipped" else ""
+    return f'<tr id="epoch-{epoch.index}"{left_out}>{"".join(cells)}</tr>'
+
+
+def _counted(epoch: Epoch, column: str) -> float:
+    value = epoch[column]
+    return math.nan if column in _COUNTS and value < 0 else value
 
 
 def _number_cell(value: float, form: str = "{:.4g}") -> str:
@@ -127,7 +168,10 @@ def _reasons(epochs: list[Epoch]) -> str:
     groups: dict[tuple[str, str, int], list[str]] = {}
     for e in epochs:
         if e.status != "ok":
-            groups.setdefault((e.status, e.reason, e.flags), []).append(Path(e.file).name or e.name)
+            key = (e.status, e.reason, e.flags)
+            if e.status == "skipped":  # those that one condition leaves out belong together, whatever was found in each
+                key = (e.status, e.reason.split(", got ")[0], 0)
+            groups.setdefault(key, []).append(Path(e.file).name or e.name)
     if not groups:
         return "<p>Nothing failed: every image was subtracted.</p>"
     items = "".join(

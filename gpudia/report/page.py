@@ -17,7 +17,7 @@ import numpy as np
 import gpudia
 from gpudia.flags import FRAME_FLAGS
 from gpudia.report.data import Curve, Epoch, FloatArray, RunData
-from gpudia.report.epoch_table import epoch_table, failures, flag_badges, flag_legend
+from gpudia.report.epoch_table import common_facts, epoch_table, failures, flag_badges, flag_legend
 from gpudia.report.light_curve import controls, curves_json
 from gpudia.report.scatter import Scatter
 from gpudia.report.stamps import CLIP_SIGMA, Stamp, encode_png, kernel_picture
@@ -153,8 +153,14 @@ def _light_curve(run: RunData, curves: list[Curve], png: bytes | None) -> str:
 
 
 def _epochs(run: RunData, with_stamp: set[int]) -> str:
-    note = '<p class="note">A click on a column\'s head sorts; a name leads to its stamps; a flag to its meaning.</p>'
-    return note + epoch_table(run, with_stamp) if run.epochs else "<p>The run has no image.</p>"
+    if not run.epochs:
+        return "<p>The run has no image.</p>"
+    common = common_facts(run.epochs)
+    note = (
+        f"{f'All images: {escape(common)}. ' if common else ''}A click on a column's head sorts; a name leads to its "
+        f"stamps; a flag to its meaning.{' Rows in grey were not selected.' if run.count('skipped') else ''}"
+    )
+    return f'<p class="note">{note}</p>{epoch_table(run, with_stamp)}'
 
 
 def _stamps(run: RunData, stamps: list[Stamp]) -> str:

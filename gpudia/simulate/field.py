@@ -274,6 +274,10 @@ def _header(settings: SimulationSettings, conditions: Conditions) -> dict[str, s
         "RDNOISE": conditions.read_noise,
         "L1FWHM": float(conditions.psf.coefficients[0, 0]) * settings.pixel_scale,
         "PIXSCALE": settings.pixel_scale,
+        "INSTRUME": "simulated",
+        "LATITUDE": -30.1674,
+        "LONGITUD": -70.8048,
+        "HEIGHT": 2198.0,
         "BUNIT": "adu",
     }
     if np.isfinite(settings.saturation):
