@@ -209,6 +209,7 @@ def _write_curves(curves: Any, source: Any, args: argparse.Namespace) -> None:
 
 def _without_mixins(table: Any) -> Any:
     """Return a plain table: a Time column ``time`` becomes ``mjd``; CSV and Parquet have no other way to say it."""
+    import numpy as np
     from astropy.table import Column, Table
     from astropy.time import Time
 
@@ -216,7 +217,7 @@ def _without_mixins(table: Any) -> Any:
     for name in table.colnames:
         column = table[name]
         if isinstance(column, Time):
-            plain["mjd" if name == "time" else name] = Column(column.mjd)
+            plain["mjd" if name == "time" else name] = Column(np.ma.filled(np.ma.asarray(column.mjd), np.nan))
         else:
             plain[name] = getattr(column, "value", column)
     return plain

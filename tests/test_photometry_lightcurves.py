@@ -191,6 +191,16 @@ def test_timeseries_of_one_star(curves, tmp_path):
         curves.timeseries(17)
 
 
+def test_an_epoch_without_a_time_is_a_row_at_the_end(curves, tmp_path):
+    curves.epochs["mjd"][1] = np.nan
+    series = curves.timeseries(curves.sources["source_id"][3])
+    series.write(tmp_path / "series.ecsv")
+    for rows in (series, TimeSeries.read(tmp_path / "series.ecsv", format="ascii.ecsv", time_column="time")):
+        assert_array_equal(rows["time"].mask, [False] * 4 + [True])
+        assert_array_equal(rows["time"].mjd[:4], [60002, 60003, 60004, 60005])
+        assert rows["image"][4] == "frame_1.fits"
+
+
 def test_long_table(curves):
     table = curves.to_table()
     assert len(table) == N_EPOCHS * N_SOURCES

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
-from astropy.time import Time
 from astropy.timeseries import TimeSeries
 from numpy.typing import NDArray
 
 from gpudia.errors import FrameError, InputError
+from gpudia.photometry.series import utc_times
 
 __all__ = ["LightCurves", "read_lightcurves", "table_hdu"]
 
@@ -84,7 +84,7 @@ class LightCurves:
         order = np.argsort(mjd, kind="stable")
         data = {"image": np.asarray(self.epochs["file"]).astype(str)[order]}
         data |= {name.lower(): _native(plane[:, found[0]])[order] for name, plane in self.planes.items()}
-        series = TimeSeries(time=Time(mjd[order], format="mjd", scale="utc"), data=data)
+        series = TimeSeries(time=utc_times(mjd[order]), data=data)
         series.meta |= {c: _plain(self.sources[c][found[0]]) for c in _SOURCE_COLUMNS if c != "flags"}
         return series
 

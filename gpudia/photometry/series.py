@@ -14,7 +14,8 @@ from gpudia.errors import InputError
 from gpudia.flags import SOURCE_FLAGS
 from gpudia.photometry.stamps import FloatArray
 
-__all__ = ["CombinedFluxes", "Magnitudes", "Variability", "combine", "magnitudes", "target_table", "variability"]
+__all__ = ["CombinedFluxes", "Magnitudes", "Variability", "combine", "magnitudes", "target_table", "utc_times",
+           "variability"]
 
 #: A magnitude is quoted from this many sigma of total flux on; below it there is a limit.
 _LIMIT_SIGMA = 3.0
@@ -134,6 +135,12 @@ def variability(flux: Any, flux_err: Any) -> Variability:
     return Variability(n_good, mean, np.sqrt(1 / any_good), chi2 / np.where(n_good > 1, n_good - 1, np.nan))
 
 
+def utc_times(mjd: Any) -> Time:
+    """Times, UTC, from MJD; masked where an epoch's time is not known (NaN)."""
+    mjd = np.asarray(mjd, float)
+    return Time(mjd if np.isfinite(mjd).all() else np.ma.masked_invalid(mjd), format="mjd", scale="utc")
+
+
 def target_table(mjd: Any, image: Sequence[str], measures: Mapping[str, CombinedFluxes], method: str, *,
                  flux_ref: Any, scale: Any, scale_err: Any, flags: Any, zero_point: float = 0.0,
                  bjd_tdb: Any = None) -> TimeSeries:
@@ -185,7 +192,7 @@ def target_table(mjd: Any, image: Sequence[str], measures: Mapping[str, Combined
     if bjd_tdb is not None:
         columns["bjd_tdb"] = bjd_tdb
     order = np.argsort(mjd, kind="stable")
-    series = TimeSeries(time=Time(mjd[order], format="mjd", scale="utc"),
+    series = TimeSeries(time=utc_times(mjd[order]),
                         data={name: _column(name, value, n)[order] for name, value in columns.items()})
     if bjd_tdb is not None:
         series["bjd_tdb"].info.unit, series["bjd_tdb"].info.description = "d", "mid-exposure, BJD_TDB, of the target"

@@ -208,8 +208,8 @@ def _read_target(path: Path) -> Curve | None:
 
 def _to_mjd(column: Any) -> FloatArray:
     if isinstance(column, Time) or column.dtype.kind in "US":
-        return np.asarray(Time(column).mjd, dtype=float)
-    return np.asarray(column, dtype=float)
+        column = Time(column).mjd  # masked where an epoch has no time
+    return np.ma.filled(np.ma.asarray(column, dtype=float), np.nan)
 
 
 def _magnitudes(rows: Table, flags: NDArray[np.int64]) -> tuple[FloatArray, NDArray[np.bool_]]:
