@@ -18,6 +18,7 @@ _HOME = {
     "use_backend": "gpudia.backend",
     "LightCurves": "gpudia.photometry",
     "read_lightcurves": "gpudia.photometry",
+    "tie_references": "gpudia.photometry",
     "RunConfig": "gpudia.config",
     "RunResult": "gpudia.pipeline",
     "run": "gpudia.pipeline",

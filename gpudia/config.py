@@ -137,7 +137,8 @@ class RunConfig:
         ``auto`` (the frame with the smallest expected noise of a star's flux), ``stack`` (the mean of the best) or a
         file.
     stack_size : int or "auto"
-        Frames in a stack, at least 2. ``auto``: those at most 15 % blunter than the sharpest, up to 20.
+        Frames in a stack, at least 2. ``auto``: those at most 15 % blunter than the sharpest, up to 20; a number
+        takes blunter ones, too, where it needs them.
     align : bool
         Register every frame to the reference; False where they are on one pixel grid already.
     resample : {"auto", "never", "always"}

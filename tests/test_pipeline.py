@@ -14,6 +14,7 @@ from astropy.table import Table
 from astropy.timeseries import TimeSeries
 from astropy.wcs import WCS
 from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
 
 import gpudia
 from gpudia.cli import main
@@ -83,11 +84,49 @@ def test_the_output_folder_holds_the_contract(done):
             assert hdus[0].header["REFERENC"] in {str(n) for n in epochs["name"]}
 
 
-def test_a_stack_is_a_deeper_reference(frames, series, target, done, tmp_path):
-    """Of three frames: its noise is what inverse squares add up to; it has the flux scale of the best frame."""
-    output = tmp_path / "out"
+@pytest.fixture(scope="module")
+def stacked(frames, target, tmp_path_factory):
+    """Output folder of a run on the same frames with the best three as reference."""
+    output = tmp_path_factory.mktemp("stacked") / "out"
     assert main(["run", str(frames), *target, "--reference", "stack", "--stack-size", "3", "--output", str(output),
                  "--quiet"]) == 0
+    return output
+
+
+def test_light_curves_against_two_references_agree(done, stacked):
+    """In one unit the changes of every star are the same within their errors, which the two share in part."""
+    one, many = (gpudia.read_lightcurves(folder) for folder in (done, stacked))
+    tied = gpudia.tie_references(many, one)
+    assert tied.n == 5
+    assert tied.ratio == pytest.approx(1.0, abs=0.02)  # the unit of the stack is that of its best frame
+    distance, index = cKDTree(np.column_stack([many.sources["x"], many.sources["y"]])).query(
+        np.column_stack([one.sources["x"], one.sources["y"]]))
+    pulls = []
+    for star in np.flatnonzero(distance < 0.5):
+        a, b = ((np.asarray(c.planes["FLUX_DIFF"][:, k], float), np.asarray(c.planes["FLUX_DIFF_ERR"][:, k], float))
+                for c, k in ((one, star), (tied.curves, index[star])))
+        error = np.hypot(a[1], b[1])
+        off = a[0] - b[0]
+        pulls.append((off - np.average(off, weights=error**-2)) / error)
+    pulls = np.concatenate(pulls)
+    pulls = pulls[np.isfinite(pulls)]
+    assert len(pulls) > 100
+    assert np.sqrt(np.median(pulls**2) / 0.4549) < 1.0
+    assert np.mean(np.abs(pulls) > 3) < 0.02
+
+
+def test_a_target_that_varies_in_the_stack_is_said_to(frames, target, tmp_path, caplog):
+    output = tmp_path / "out"
+    assert main(["run", str(frames), *target, "--reference", "stack", "--stack-size", "5", "--output", str(output),
+                 "--no-products", "--quiet"]) == 0
+    assert any("the target varies among the 5 frames of the stack" in text
+               for text in Table.read(output / "target.ecsv").meta["doubts"])
+    assert "the target varies among the 5 frames" in caplog.text
+
+
+def test_a_stack_is_a_deeper_reference(series, stacked, done):
+    """Of three frames: its noise is what inverse squares add up to; it has the flux scale of the best frame."""
+    output = stacked
     held(output)
     single, stack = fits.open(done / "reference.fits"), fits.open(output / "reference.fits")
     with single, stack:

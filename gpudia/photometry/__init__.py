@@ -22,6 +22,7 @@ from gpudia.photometry.series import (
 )
 from gpudia.photometry.stamps import ForcedFluxes, Stamps
 from gpudia.photometry.table import aperture_photometry_table
+from gpudia.photometry.tie import Tie, tie_references
 
 __all__ = [
     "CombinedFluxes",
@@ -32,6 +33,7 @@ __all__ = [
     "Magnitudes",
     "Psf",
     "Stamps",
+    "Tie",
     "Variability",
     "aperture_correction",
     "aperture_photometry_table",
@@ -49,5 +51,6 @@ __all__ = [
     "read_lightcurves",
     "table_hdu",
     "target_table",
+    "tie_references",
     "variability",
 ]

@@ -136,6 +136,9 @@ def write_results(output: Path, backend: Backend, looks: Sequence[Look], referen
     done = [look for look in looks if look.name in results and not look.reason]
     fluxes = [results[look.name] for look in done]
     _check_scales(done, fluxes, measures)
+    doubts = _doubts(done, fluxes, reference)
+    for text in doubts:
+        log.warning("%s", text)
     epochs = epoch_table(looks)
     for key, value in (("OBJECT", reference.cutout.header.get("OBJECT", "")), ("BACKEND", backend.name),
                        ("REFERENC", reference.look.name), ("GPUDIA", __version__)):
@@ -146,11 +149,31 @@ def write_results(output: Path, backend: Backend, looks: Sequence[Look], referen
     target = None
     if reference.target is not None and done:
         target = _target_series(done, fluxes, reference, measures)
+        target.meta |= {"doubts": doubts} if doubts else {}
         write_table(target, output / "target.ecsv")
     write_hdus(_reference_hdus(backend, reference, measures, curves.sources), output / "reference.fits")
     report = write_report(output)
     n_failed, n_skipped = (sum(look.status == status for look in looks) for status in ("failed", "skipped"))
     return RunResult(output, len(done), n_failed, n_skipped, report, epochs, target, curves)
+
+
+def _doubts(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference) -> list[str]:
+    """What speaks against the reference, in words: images sharper than it, a target that varies in a stack."""
+    doubts = []
+    sharper = [look for look in done if look.flags & FRAME_FLAGS.deconvolving and look.name not in reference.weights]
+    if 4 * len(sharper) > len(done):
+        doubts.append(f"{len(sharper)} of {len(done)} frames are sharper than the reference, whose noise is amplified "
+                      "in them; take a sharper one with --reference FILE, or fewer frames with --stack-size")
+    members = [epoch.fluxes[RECOMMENDED] for look, epoch in zip(done, fluxes, strict=True)
+               if look.name in reference.weights]
+    if reference.target is not None and len(members) > 2:
+        spread = variability(*(np.array([getattr(m, name)[-1:] for m in members], float)
+                               for name in ("flux_diff", "flux_diff_err")))
+        if float(spread.chi2[0]) > 1 + 5 * math.sqrt(2 / (len(members) - 1)):
+            doubts.append(f"the target varies among the {len(members)} frames of the stack (chi^2 per degree of "
+                          f"freedom {float(spread.chi2[0]):.1f}): differences are right, its flux on the reference is "
+                          "a mean")
+    return doubts
 
 
 def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures) -> None:

@@ -90,8 +90,12 @@ def _largest_change(before: Frame, after: Frame) -> float:
 
 def _choose(best: RunReference, looks: Sequence[Look], config: RunConfig, store: FrameStore) -> list[_Member]:
     wanted = _MOST if config.stack_size == "auto" else int(config.stack_size)
-    ranked = rank_looks([look for look in looks if not look.reason and look.registration is not None], config)
-    ranked = [best.look, *(look for look in ranked if look is not best.look)]
+    usable = [look for look in looks if not look.reason and look.registration is not None]
+    sharp = [best.look, *(look for look in rank_looks(usable, config) if look is not best.look)]
+    names = {look.name for look in sharp}
+    others = [look for look in usable if look.name not in names and look.quality is not None]
+    others.sort(key=lambda look: look.quality.fwhm if look.quality is not None else math.inf)
+    ranked = sharp if config.stack_size == "auto" else sharp + others
     plain: list[_Member] = []
     resampled: list[_Member] = []
     for look in ranked:
