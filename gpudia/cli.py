@@ -246,7 +246,7 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-_SWITCHES = ("align", "find_defects", "correct_bias", "products", "resume", "overwrite")
+_SWITCHES = ("align", "find_defects", "lacosmic", "correct_bias", "products", "resume", "overwrite")
 _SEVERAL = ("select", "mixed", "site")
 _NO_CORRECTION = "leave the kernel as smooth as the reference's noise makes it: quieter pixels, biased fluxes"
 
@@ -303,6 +303,8 @@ def _add_run(commands: Any) -> None:
                         help="the frames are on one pixel grid already")
     parser.add_argument("--no-defects", dest="find_defects", action="store_const", const=False,
                         help="do not look for cosmic rays and bad pixels that no mask flags")
+    parser.add_argument("--lacosmic", action="store_const", const=True,
+                        help="look for cosmic rays with L.A.Cosmic as well; needs astroscrappy")
     parser.add_argument("--no-correct-bias", dest="correct_bias", action="store_const", const=False,
                         help=_NO_CORRECTION)
     parser.add_argument("--no-products", dest="products", action="store_const", const=False,

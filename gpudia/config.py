@@ -153,6 +153,8 @@ class RunConfig:
     find_defects : bool
         Mask pixels that are sharper than a star can be (cosmic rays, bad pixels and columns), on the frames and
         once more on the differences.
+    lacosmic : bool
+        Look for cosmic rays with L.A.Cosmic as well; needs astroscrappy, ``pip install 'gpudia[lacosmic]'``.
     kernel_size : int or "auto"
         Side of the matching kernel, pixels: odd, at least 3. ``auto``: from the frames' seeing.
     kernel_support : {"circle", "square", "aic"}
@@ -220,6 +222,7 @@ class RunConfig:
     detection_threshold: float = _setting(number("sigma"), 5.0)
     max_stars: int = _setting(integer(3), 5000)
     find_defects: bool = _setting(YES_NO, True)
+    lacosmic: bool = _setting(YES_NO, False)
     kernel_size: int | str = _setting(auto_or(integer(3, odd=True)), "auto")
     kernel_support: str = _setting(choice("circle", "square", "aic"), "circle")
     spatial_degree: int | str = _setting(auto_or(integer(0, 3)), "auto")

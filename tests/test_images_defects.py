@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from gpudia.errors import ConfigError
 from gpudia.flags import PIXEL_FLAGS
-from gpudia.images import FrameLayout, flag_defects, make_frame, sharp_pixels, sharp_residuals
+from gpudia.images import FrameLayout, flag_defects, flag_lacosmic, make_frame, sharp_pixels, sharp_residuals
 from gpudia.simulate import SimulationSettings, simulate_field
 
 GAIN, READ_NOISE, SKY, SATURATION = 1.5, 8.0, 1000.0, 60000.0
@@ -177,3 +180,24 @@ def test_residuals_without_an_error_are_passed_over():
     error = np.ones(SHAPE)
     error[20, 20] = np.nan
     assert not sharp_residuals(residual, error, np.zeros(SHAPE, bool), FWHM).any()
+
+
+def test_lacosmic_flags_hits_and_leaves_what_was_masked():
+    pytest.importorskip("astroscrappy")
+    data, bits = exposure(peak=8000.0), np.zeros(SHAPE, np.uint8)
+    hits = [(20, 30), (90, 100), (100, 40)]
+    for row, column in hits:
+        data[row, column] += 4000.0
+    bits[100, 40] = PIXEL_FLAGS.bad
+    frame = make_frame(data, bits=bits, layout=layout())
+    found = flag_lacosmic(frame).mask
+    assert found[20, 30] == found[90, 100] == PIXEL_FLAGS.cosmic_ray
+    assert found[100, 40] == PIXEL_FLAGS.bad
+    assert ((found != 0) & (frame.mask == 0)).sum() <= 8  # the hits, and hardly more: the star is none
+    assert_array_equal(frame.mask != 0, bits != 0)
+
+
+def test_lacosmic_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "astroscrappy", None)
+    with pytest.raises(ConfigError, match=r"pip install 'gpudia\[lacosmic\]'"):
+        flag_lacosmic(make_frame(exposure(), layout=layout()))

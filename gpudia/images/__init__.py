@@ -2,7 +2,7 @@
 
 from gpudia.images.catalogs import FrameQuality, catalog_of, detect_stars, frame_quality
 from gpudia.images.cutouts import Region, cut, region_around, whole_frame
-from gpudia.images.defects import flag_defects, sharp_pixels, sharp_residuals
+from gpudia.images.defects import flag_defects, flag_lacosmic, sharp_pixels, sharp_residuals
 from gpudia.images.frames import Frame, frame_from_nddata, make_frame
 from gpudia.images.headers import FrameLayout
 from gpudia.images.matching import match_stars
@@ -28,6 +28,7 @@ __all__ = [
     "detect_stars",
     "estimate_variance",
     "flag_defects",
+    "flag_lacosmic",
     "flux_noise",
     "frame_from_nddata",
     "frame_quality",

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import rank_filter
 
+from gpudia.errors import ConfigError
 from gpudia.flags import PIXEL_FLAGS
 from gpudia.images.frames import Frame
 from gpudia.images.noise import sky_and_noise
 
-__all__ = ["flag_defects", "sharp_pixels", "sharp_residuals"]
+__all__ = ["flag_defects", "flag_lacosmic", "sharp_pixels", "sharp_residuals"]
 
 _SIGMA = 5.0
 #: Below this FWHM a star's central pixel is as sharp as a cosmic ray.
@@ -108,3 +109,28 @@ def flag_defects(frame: Frame, fwhm: float) -> Frame:
     if not found.any():
         return frame
     return replace(frame, mask=np.where(found, frame.mask | np.uint8(PIXEL_FLAGS.cosmic_ray), frame.mask))
+
+
+def flag_lacosmic(frame: Frame) -> Frame:
+    """Return the frame with the bit ``cosmic_ray`` set where L.A.Cosmic finds some; it needs astroscrappy.
+
+    L.A.Cosmic [van Dokkum 2001, PASP 113, 1420] with astroscrappy's usual settings and the frame's own variance, gain
+    and mask; something to add to `sharp_pixels`, which says what either finds.
+
+    Raises
+    ------
+    ConfigError
+        astroscrappy is not installed.
+    """
+    try:
+        from astroscrappy import detect_cosmics
+    except ImportError as error:
+        raise ConfigError("lacosmic must be off where astroscrappy is missing, got true; install it with "
+                          "pip install 'gpudia[lacosmic]'") from error
+    gain = frame.gain if math.isfinite(frame.gain) and frame.gain > 0 else 1.0
+    found, _ = detect_cosmics(
+        np.ascontiguousarray(frame.data, np.float32), inmask=frame.mask != 0,
+        invar=np.ascontiguousarray(frame.variance, np.float32), gain=gain,
+        readnoise=frame.read_noise if math.isfinite(frame.read_noise) else 0.0, satlevel=np.inf)
+    new = found & (frame.mask == 0)
+    return replace(frame, mask=np.where(new, frame.mask | np.uint8(PIXEL_FLAGS.cosmic_ray), frame.mask))

@@ -92,7 +92,7 @@ def run(config: RunConfig, progress: bool = False) -> RunResult:
         journal = Journal(output / "journal.jsonl")
         try:
             (output / "run.toml").write_text(config.to_toml(), encoding="utf-8")
-            store = FrameStore(FrameLayout(**config.layout()))
+            store = FrameStore(FrameLayout(**config.layout()), config.lacosmic)
             return _steps(_Job(config, output, backend, store, journal, progress), paths)
         finally:
             journal.close()

@@ -27,6 +27,7 @@ from gpudia.images import (
     check_series,
     detect_stars,
     flag_defects,
+    flag_lacosmic,
     frame_quality,
     identity_registration,
     rank_references,
@@ -105,8 +106,9 @@ class Look:
 class FrameStore:
     """Frames by path; those of the first look are kept while there is room, others read again."""
 
-    def __init__(self, layout: FrameLayout) -> None:
+    def __init__(self, layout: FrameLayout, lacosmic: bool = False) -> None:
         self.layout = layout
+        self._lacosmic = lacosmic
         self._fwhm: dict[Path, float] = {}
         self._kept: dict[Path, Frame] = {}
         self._bytes = 0
@@ -116,6 +118,8 @@ class FrameStore:
         if path in self._kept:
             return self._kept[path]
         frame = read_frame(path, self.layout)
+        if self._lacosmic:
+            frame = flag_lacosmic(frame)
         if path in self._fwhm:
             return flag_defects(frame, self._fwhm[path])
         size = frame.data.nbytes + frame.variance.nbytes + frame.mask.nbytes
