@@ -172,7 +172,7 @@ FRAME_FLAGS = FlagTable(
     Flag(4096, "not_finite", "no finite pixel in the image, or the solution is not finite", "check the file"),
     Flag(8192, "scale_mismatch", "constant stars disagree with the kernel's photometric scale by more than 3 sigma",
          "check flat field and background"),
-    Flag(16384, "in_reference", "part of the stacked reference; the flux errors count the noise that they share",
+    Flag(16384, "in_reference", "part of the stacked reference; errors of flux_diff count the noise that they share",
          "none needed"),
     Flag(32768, "noise_mismatch", "the sky's noise differs by more than a factor 1.5 from what gain and read noise (or "
          "the error plane) say", "check them, then settle it with noise = 'header' or 'data'"),

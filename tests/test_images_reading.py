@@ -187,6 +187,10 @@ class TestLayouts:
         for other in (back.wcs, made.wcs, CCDData.read(_written(made, tmp_path)).wcs):
             np.testing.assert_allclose(other.all_pix2world([[5.0, 6.0]], 0), whole.wcs.all_pix2world([[7.0, 9.0]], 0))
 
+    def test_other_units_are_refused(self):
+        with pytest.raises(FrameError, match="image must be in adu, got electron; divide by the gain first"):
+            frame_from_nddata(CCDData(image(), unit="electron"))
+
     def test_as_ccddata_without_world_coordinates(self):
         frame = make_frame(image(), header=fits.Header({"GAIN": GAIN}))
         assert frame.to_ccddata().wcs is None
@@ -214,6 +218,12 @@ class TestTime:
         ({"DATE-OBS": "2020-05-31", "UTSTART": "12:00:00"}, 59000.5),
         ({"MJD-OBS": 59000.0, "MJD-MID": 59000.7, "EXPTIME": 60.0}, 59000.7),
         ({"MJD-OBS": "UNKNOWN", "DATE-OBS": "soon"}, np.nan),
+        ({"DATE-OBS": "2020-05-31", "TIME-OBS": "18:00:00"}, 59000.75),
+        ({"DATE-OBS": "2020-05-31", "UT": "06:00:00.0"}, 59000.25),
+        ({"MJD": 59000, "DATE-OBS": "2020-05-31T12:00:00"}, 59000.5),  # a whole day says less
+        ({"MJD-OBS": 2459000.75}, 59000.25),  # a Julian date
+        ({"MJD-OBS": 59000.25, "TIMESYS": "TAI"}, 59000.25 - 37 / 86400),
+        ({"DATE-OBS": "2020-05-31T06:00:00", "TIMESYS": "TT"}, 59000.25 - 69.184 / 86400),
     ])  # fmt: skip
     def test_middle_of_the_exposure(self, cards, mjd):
         frame = make_frame(image(), header=fits.Header({"GAIN": 1.0, **cards}))

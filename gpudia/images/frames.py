@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy import units as u
 from astropy.io.fits import Header
 from astropy.nddata import CCDData, NDData, StdDevUncertainty
 from astropy.table import Table
@@ -230,8 +231,11 @@ def frame_from_nddata(
     Raises
     ------
     FrameError
-        As in `make_frame`.
+        As in `make_frame`; or the image has another unit than adu.
     """
+    unit = getattr(image, "unit", None)
+    if unit is not None and unit not in (u.adu, u.dimensionless_unscaled):
+        raise FrameError(f"image must be in adu, got {unit}; divide by the gain first")
     error = None
     if image.uncertainty is not None:
         error = image.uncertainty.represent_as(StdDevUncertainty).array

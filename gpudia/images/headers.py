@@ -21,6 +21,11 @@ from gpudia.images.noise import NOISE_SOURCES
 
 __all__ = ["FrameLayout", "exposure_facts", "name_of", "pixel_scale", "sane_wcs"]
 
+#: Keywords of the clock where a date stands alone.
+_CLOCKS = ("UTSTART", "TIME-OBS", "UTC-OBS", "UT", "UTC")
+#: Dates above this are Julian ones: as MJD it would be the year 4597.
+_JULIAN = 1_000_000.0
+
 
 @dataclass(frozen=True)
 class FrameLayout:
@@ -160,24 +165,45 @@ def _mid_exposure(header: Header, layout: FrameLayout, exptime: float) -> float:
 
 
 def _first_mjd(header: Header, keywords: Iterable[str]) -> float:
+    """Time of the first keyword that has one; of a whole day only where none says more."""
+    days = []
     for key in keywords:
         value = header.get(key)
         try:
-            mjd = float(value) if not isinstance(value, str) else _date_to_mjd(value, header)
+            mjd = _number_to_mjd(float(value), header) if _is_number(value) else _date_to_mjd(str(value), header)
         except (TypeError, ValueError):
             continue
         if math.isfinite(mjd) and mjd > 0:
-            return mjd
-    return math.nan
+            if mjd % 1:
+                return mjd
+            days.append(mjd)
+    return days[0] if days else math.nan
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _number_to_mjd(value: float, header: Header) -> float:
+    """MJD, UTC, of an MJD or a Julian date in the header's time scale."""
+    return float(Time(value, format="jd" if value > _JULIAN else "mjd", scale=_time_scale(header)).utc.mjd)
 
 
 def _date_to_mjd(text: str, header: Header) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        if "T" not in text and header.get("UTSTART"):  # a date alone: the time may stand beside it
-            text = f"{text}T{header['UTSTART']}"
-        return float(Time(text.strip(), format="isot" if "T" in text else "iso", scale="utc").mjd)
+    text = text.strip()
+    beside = next((str(header[key]).strip() for key in _CLOCKS if ":" in str(header.get(key, ""))), "")
+    if "T" not in text and ":" not in text and beside:  # a date alone: the time may stand beside it
+        text = f"{text}T{beside}"
+    return float(Time(text, format="isot" if "T" in text else "iso", scale=_time_scale(header)).utc.mjd)
+
+
+def _time_scale(header: Header) -> str:
+    """Astropy's name of the scale that TIMESYS says; UTC where it is not there or says another."""
+    name = str(header.get("TIMESYS", "")).strip().lower()
+    return {"et": "tt", "tdt": "tt", "iat": "tai"}.get(name, name if name in ("tai", "tt", "tdb") else "utc")
 
 
 def sane_wcs(wcs: WCS | None, shape: tuple[int, ...], path: Any = None) -> WCS | None:

@@ -93,7 +93,7 @@ class Coadd:
         each = weights[:, None, None]
         own = is_reference[:, None, None]
         self._outliers += (outlier & ~own).sum(axis=0).astype(xp.int32)
-        self._count += len(images) - int(scalar(own.sum()))
+        self._count += len(images) - int(scalar((is_reference | ~(weights > 0)).sum()))
         self._clean.add(value, variance, model, good & ~outlier, defined, each)
         self._raw.add(value, variance, model, good & ~own, defined & ~own, each)
 

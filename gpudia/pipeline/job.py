@@ -115,7 +115,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     trial = _trial(job, trial_looks(looks, reference, config), reference)
     job.config, reference = settle_model(reference, config, trial)
     usable = [look for look in looks if not look.reason]
-    widths = [look.quality.fwhm for look in usable if look.quality is not None]
+    widths = [look.fwhm for look in usable]
     measures = prepare_measures(reference, widths, config.aperture_radius, job.config.background_degree)
     journal.write("reference", file=str(best.path), kernel_size=reference.kernel_size, stars=len(reference.stars),
                   spatial_degree=job.config.spatial_degree, background_degree=job.config.background_degree)
@@ -285,8 +285,8 @@ def _finish(job: _Job, look: Look, prepared: Prepared, stack: DifferenceStack, i
     if look is reference.look:  # its kernel is a single pixel: nothing is deconvolved
         look.flags = (look.flags | FRAME_FLAGS.is_reference) & ~FRAME_FLAGS.deconvolving
     bits = placed.bits[i] | stack.flags[i]
-    if job.config.find_defects and look.quality is not None and look is not reference.look:
-        bits = bits | _cosmic_rays(stack, i, bits, look.quality.fwhm)
+    if job.config.find_defects and look is not reference.look:
+        bits = bits | _cosmic_rays(stack, i, bits, look.fwhm)
     share = reference.weights.get(look.name, 0.0) / float(stack.scale[i])
     job.results[look.name] = measure_epoch(measures, stack, i, bits, ratio, share)
     _note_numbers(look, stack, i, bits, reference)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
+from astropy.wcs.utils import proj_plane_pixel_scales
 
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, FrameError, InputError
@@ -92,6 +93,16 @@ class Look:
     def status(self) -> str:
         """``ok``, ``failed`` or ``skipped``."""
         return "skipped" if self.skipped else "failed" if self.reason else "ok"
+
+    @property
+    def fwhm(self) -> float:
+        """FWHM in pixels of the reference, once the frame is registered; NaN where it is not known."""
+        if self.quality is None:
+            return math.nan
+        scale = 1.0
+        if self.registration is not None:
+            scale = math.sqrt(abs(float(np.linalg.det(self.registration.matrix[:, :2]))))
+        return self.quality.fwhm / scale
 
     def skip(self, reason: str) -> None:
         """Make this a skipped row: a frame that is not wanted, which is no failure."""
@@ -246,7 +257,7 @@ def rank_looks(looks: Sequence[Look], config: RunConfig) -> list[Look]:
     usable = [look for look in looks if not look.reason and look.quality is not None]
     if not usable:
         raise FrameError("no frame is usable: " + "; ".join(f"{look.path.name}: {look.reason}" for look in looks[:5]))
-    usable = _sharp_enough(usable)
+    usable = _sharp_enough(_of_one_grid(usable))
     if all(look.usable_share == 0 for look in usable):
         raise FrameError("target must lie on a frame with a celestial WCS, got none such; run without --ra and --dec "
                          "for whole frames, or check the coordinates and the WCS")
@@ -255,6 +266,19 @@ def rank_looks(looks: Sequence[Look], config: RunConfig) -> list[Look]:
     ratios = [_flux_ratio(best, look, config) for look in usable]
     worth = [ratio * look.usable_share**2 for ratio, look in zip(ratios, usable, strict=True)]
     return [usable[int(i)] for i in rank_references(qualities, worth)]
+
+
+def _of_one_grid(looks: list[Look]) -> list[Look]:
+    """Frames with the pixel scale that most have, within 5 %; those without a WCS only where no frame has one.
+
+    FWHM and noise are compared in pixels: a frame that was binned would win, and lose what the others resolve.
+    """
+    scales = {look.name: float(np.mean(proj_plane_pixel_scales(look.wcs))) for look in looks if look.wcs is not None}
+    if not scales:
+        return looks
+    middle = float(np.median(list(scales.values())))
+    usual = min(scales.values(), key=lambda scale: abs(scale - middle))
+    return [look for look in looks if look.name in scales and abs(scales[look.name] / usual - 1) < 0.05]
 
 
 def _sharp_enough(looks: Sequence[Look]) -> list[Look]:

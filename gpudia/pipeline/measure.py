@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -16,6 +16,7 @@ from gpudia.model import DifferenceStack, evaluate_terms
 from gpudia.photometry import (
     CombinedFluxes,
     EpochNoise,
+    ForcedFluxes,
     Psf,
     choose_aperture_radius,
     combine,
@@ -131,11 +132,18 @@ def measure_epoch(measures: Measures, stack: DifferenceStack, i: int, bits: NDAr
         stack.terms_at, partial(evaluate_terms, measures.background_degree, shape=measures.shape), share)
     difference, variance, flags = stack.difference[i], stack.variance[i], bits | stack.flags[i]
     psf = epoch_psf(measures.psf.stamp, kernels[0] if one else kernels)
-    inside = measure_apertures(difference, variance, flags, positions, measures.radius, noise, psf=psf,
-                               max_masked_fraction=_MASKED)
-    fitted = psf_photometry(difference, variance, flags, positions, psf, noise)
     error = float(stack.scale_error_image[i])
-    fluxes = {"ap": combine(inside.flux, inside.error, measures.flux["ap"], scale, error),
-              "psf": combine(fitted.flux, fitted.error, measures.flux["psf"], scale, error)}
-    found = {"ap": inside.flags | measures.flags["ap"], "psf": fitted.flags | measures.flags["psf"]}
+
+    def measured(with_noise: EpochNoise) -> dict[str, ForcedFluxes]:
+        return {"ap": measure_apertures(difference, variance, flags, positions, measures.radius, with_noise, psf=psf,
+                                        max_masked_fraction=_MASKED),
+                "psf": psf_photometry(difference, variance, flags, positions, psf, with_noise)}
+
+    forced = measured(noise)
+    fluxes = {name: combine(one.flux, one.error, measures.flux[name], scale, error) for name, one in forced.items()}
+    if share:  # what the frame adds to the reference is in a total flux twice, as F_ref and as -F_ref: not less noise
+        alone = measured(replace(noise, shared=0.0))
+        fluxes = {name: both._replace(flux_err=combine(alone[name].flux, alone[name].error, measures.flux[name], scale,
+                                                       error).flux_err) for name, both in fluxes.items()}
+    found = {name: one.flags | measures.flags[name] for name, one in forced.items()}
     return EpochFluxes(fluxes, found, scale, error)

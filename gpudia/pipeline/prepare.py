@@ -16,13 +16,15 @@ from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import Frame, Region, Registration, cut
 from gpudia.model import ReferencePlan, resample
 
-__all__ = ["Prepared", "PreparedBatch", "in_batches", "place_batch", "prepare"]
+__all__ = ["Prepared", "PreparedBatch", "in_batches", "place_batch", "prepare", "resampled"]
 
 #: Largest displacement over the region, pixels, that a kernel of this spatial degree absorbs. Beyond it the frame is
 #: resampled. With degree 1 differences of shifted frames were as good as those of resampled ones up to 0.7 px, with
 #: degree 2 up to 1.75 px, the largest tried (bench/geometry.py rotation; chi^2 and rms near bright stars).
 _ABSORBED = {0: 0.1, 1: 0.6}
 _ABSORBED_BY_HIGHER = 1.5
+#: What no kernel absorbs: frames turned by 7 degrees came out with scales of 0.14 to 0.41 of the truth.
+_HOPELESS = 3.0
 #: An affine map does for a region where it is nearer than this to the registration, pixels.
 _STRAIGHT = 0.05
 #: Planes of float64 that an image takes on the device beside the fit: as uploaded and mapped, with a margin.
@@ -60,20 +62,39 @@ class PreparedBatch:
     noise_ratio: Any
 
 
+def resampled(registration: Registration, region: Region, config: RunConfig) -> bool:
+    """Whether a frame is to be interpolated: by the settings, or since no kernel absorbs what a shift leaves."""
+    if config.resample != "auto":
+        return config.resample == "always"
+    return _left_by_shift(registration, region) > _absorbed(config)
+
+
+def _left_by_shift(registration: Registration, region: Region) -> float:
+    return registration.displacement(region, registration.orientation())
+
+
+def _absorbed(config: RunConfig) -> float:
+    return _ABSORBED.get(config.spatial_degree, _ABSORBED_BY_HIGHER)
+
+
 def prepare(frame: Frame, registration: Registration, region: Region, config: RunConfig) -> Prepared:
     """Cut a frame to the reference's region, by a whole-pixel shift (turned or mirrored if need be) where that does.
 
     Raises
     ------
     FrameError
-        If less than a tenth of the region lies on good pixels of the frame.
+        If less than a tenth of the region lies on good pixels of the frame, or the settings forbid to resample one that
+        no kernel can match without.
     """
     centre = np.array(region.centre)
     turn = registration.orientation()
-    limit = _ABSORBED.get(config.spatial_degree, _ABSORBED_BY_HIGHER)
-    interpolate = config.resample == "always" or (
-        config.resample == "auto" and registration.displacement(region, turn) > limit)
+    interpolate, left = resampled(registration, region, config), _left_by_shift(registration, region)
     flags = FRAME_FLAGS.resampled if interpolate else 0
+    if not interpolate and left > _absorbed(config):
+        if left > _HOPELESS:
+            raise FrameError(f"displacement that a shift leaves must be at most {_HOPELESS:g} px with resample "
+                             f"'never', got {left:.1f} px over the region")
+        flags = FRAME_FLAGS.poor_registration
     if not interpolate and (turn == np.eye(2)).all():
         cutout = cut(frame, region.shifted(*registration.shift_at(*region.centre)))
         return _checked(Prepared(cutout, None, False, cutout.flags | flags), region)
@@ -103,7 +124,8 @@ def _bounding_region(matrix: np.ndarray, region: Region, margin: int) -> Region:
 
 def _checked(prepared: Prepared, region: Region) -> Prepared:
     good = float((prepared.cutout.mask == 0).sum())
-    share = good / (region.shape[0] * region.shape[1])
+    area = 1.0 if prepared.matrix is None else abs(float(np.linalg.det(prepared.matrix[:, :2])))  # of a pixel
+    share = good / (region.shape[0] * region.shape[1] * area)
     if share < 0.1:
         raise FrameError(f"good pixels must cover at least 10 % of the region, got {100 * share:.1f} %")
     return prepared

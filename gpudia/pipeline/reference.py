@@ -103,7 +103,7 @@ def trial_looks(looks: Sequence[Look], reference: RunReference, config: RunConfi
         return []
     usable = [look for look in looks if not look.reason and look is not reference.look and look.quality is not None]
     usable = [look for look in usable if look.name not in reference.weights] or usable
-    usable.sort(key=lambda look: look.quality.fwhm if look.quality is not None else math.nan)
+    usable.sort(key=lambda look: look.fwhm)
     picked = {0, len(usable) // 2, len(usable) - 1} if usable else set()
     return [usable[i] for i in sorted(picked)]
 
@@ -199,7 +199,7 @@ def reference_of(look: Look, cutout: Frame, region: Region, looks: Sequence[Look
     """Make a reference of a cutout; see `make_reference`."""
     if not (cutout.mask == 0).any():
         raise FrameError("reference must have good pixels in the region, got none", look.path)
-    widths = [other.quality.fwhm for other in looks if not other.reason and other.quality is not None]
+    widths = [other.fwhm for other in looks if not other.reason and math.isfinite(other.fwhm)]
     fwhm = look.quality.fwhm if look.quality is not None else math.nan
     size = config.kernel_size
     if size == "auto":

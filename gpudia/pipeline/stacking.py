@@ -14,9 +14,9 @@ from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import Frame, detect_stars, flux_noise, frame_quality
-from gpudia.model import Coadd, Coadded
+from gpudia.model import Coadd
 from gpudia.pipeline.looks import FrameStore, Look, frame_errors, rank_looks
-from gpudia.pipeline.prepare import Prepared, in_batches, place_batch, prepare
+from gpudia.pipeline.prepare import Prepared, in_batches, place_batch, prepare, resampled
 from gpudia.pipeline.reference import RunReference, carried_model, provisional, reference_of
 
 __all__ = ["stack_reference"]
@@ -26,6 +26,7 @@ log = logging.getLogger("gpudia.pipeline")
 #: Most frames in a stack whose size is not given: each further one lowers the noise of a difference by under 2.5 %.
 _MOST = 20
 _ROUNDS = 5
+_SAME_SCALE = 0.05
 #: Most the kernel of a member varies while the stack is made: it finds outliers and fills holes.
 _DEGREE = 1
 
@@ -90,29 +91,47 @@ def _largest_change(before: Frame, after: Frame) -> float:
 
 def _choose(best: RunReference, looks: Sequence[Look], config: RunConfig, store: FrameStore) -> list[_Member]:
     wanted = _MOST if config.stack_size == "auto" else int(config.stack_size)
-    usable = [look for look in looks if not look.reason and look.registration is not None]
-    sharp = [best.look, *(look for look in rank_looks(usable, config) if look is not best.look)]
-    names = {look.name for look in sharp}
-    others = [look for look in usable if look.name not in names and look.quality is not None]
-    others.sort(key=lambda look: look.quality.fwhm if look.quality is not None else math.inf)
-    ranked = sharp if config.stack_size == "auto" else sharp + others
-    plain: list[_Member] = []
-    resampled: list[_Member] = []
-    for look in ranked:
-        if len(plain) == wanted:
-            break
-        try:
-            with frame_errors(look.path):
-                prepared = prepare(store.read(look.path), look.registration, best.region, config)
-        except FrameError as error:
-            log.info("%s is left out of the stack: %s", look.path.name, error.reason)
-            continue
-        (resampled if prepared.interpolated else plain).append(_Member(look, prepared))
-    members = (plain + resampled)[:wanted] if len(plain) < 2 else plain
+    members: list[_Member] = []
+    later: list[Look] = []  # would have to be resampled
+    for look in _candidates(best, looks, config):
+        if len(members) < wanted:
+            if resampled(look.registration, best.region, config):
+                later.append(look)
+            else:
+                members += _prepared(look, best, config, store)
+    for look in later:
+        if len(members) < (2 if config.stack_size == "auto" else wanted):
+            members += _prepared(look, best, config, store)
     if len(members) < 2:
         raise ConfigError(f"reference must be 'auto' or a file where fewer than 2 frames can be stacked, got 'stack' "
                           f"with {len(members)} of {len(looks)} frames sharp and registered")
+    if config.stack_size != "auto" and len(members) < wanted:
+        log.warning("the stack has %d frames, not %d: no more can be registered and cover the region", len(members),
+                    wanted)
     return members
+
+
+def _candidates(best: RunReference, looks: Sequence[Look], config: RunConfig) -> list[Look]:
+    """Frames of the best one's filter, instrument and pixel scale, best first; blunt ones for a number only."""
+    usable = [look for look in looks if not look.reason and look.registration is not None and look.quality is not None
+              and abs(look.fwhm / look.quality.fwhm - 1) < _SAME_SCALE
+              and all(getattr(look, kind) in ("", getattr(best.look, kind)) for kind in ("filter", "instrument"))]
+    sharp = [best.look, *(look for look in rank_looks(usable, config) if look is not best.look)]
+    if config.stack_size == "auto":
+        return sharp
+    names = {look.name for look in sharp}
+    others = [look for look in usable if look.name not in names and math.isfinite(look.fwhm)]
+    return sharp + sorted(others, key=lambda look: look.fwhm)
+
+
+def _prepared(look: Look, best: RunReference, config: RunConfig, store: FrameStore) -> list[_Member]:
+    """The frame on the reference's grid; none where it does not cover the region."""
+    try:
+        with frame_errors(look.path):
+            return [_Member(look, prepare(store.read(look.path), look.registration, best.region, config))]
+    except FrameError as error:
+        log.info("%s is left out of the stack: %s", look.path.name, error.reason)
+        return []
 
 
 @dataclass(frozen=True)
@@ -145,7 +164,7 @@ def _round(current: RunReference, members: Sequence[_Member], config: RunConfig,
 def _reference_of(found: _Round, members: Sequence[_Member], best: RunReference, looks: Sequence[Look],
                   config: RunConfig, backend: Backend, complete: bool) -> RunReference:
     """Reference of the members' mean: a frame, its stars and quality, and the plan."""
-    cutout = _frame_of(found.sums.result(complete), found.bits, best.cutout, members)
+    cutout = _frame_of(found, best.cutout, members, complete)
     fwhm = best.look.quality.fwhm if best.look.quality is not None else None
     stars = detect_stars(cutout, config.max_stars, config.detection_threshold, fwhm)
     quality = frame_quality(cutout, stars)
@@ -157,17 +176,20 @@ def _reference_of(found: _Round, members: Sequence[_Member], best: RunReference,
     return replace(reference_of(look, cutout, best.region, looks, config, backend), weights=weights)
 
 
-def _frame_of(mean: Coadded, bits: np.ndarray, first: Frame, members: Sequence[_Member]) -> Frame:
+def _frame_of(found: _Round, first: Frame, members: Sequence[_Member], complete: bool) -> Frame:
     """The stack as a frame like the first of its members."""
+    mean, bits = found.sums.result(complete), found.bits
     data, variance, mask = (to_host(plane) for plane in (mean.data, mean.variance, mean.mask))
     good = ~mask & np.isfinite(data) & (variance > 0)
     if not good.any():
         raise FrameError("stack must have good pixels, got none", first.path)
     bits = np.where(good, 0, np.where(bits != 0, bits, PIXEL_FLAGS.no_data)).astype(np.uint8)
     sky, noise = float(np.median(data[good])), float(np.median(np.sqrt(variance[good])))
-    times = [m.look.mjd for m in members if math.isfinite(m.look.mjd)]
+    known = [(m.look.mjd, found.weights[m.look.name]) for m in members if math.isfinite(m.look.mjd)]
+    total = sum(weight for _, weight in known)
     seen = np.where(np.isfinite(data), data, first.data)  # saturated everywhere: still a star to whoever looks at it
     return replace(first, name="stack", data=seen.astype(first.data.dtype),
                    variance=np.where(good, variance, noise**2).astype(first.variance.dtype), mask=bits, sky=sky,
-                   sky_noise=noise, mjd=float(np.mean(times)) if times else math.nan, gain=math.nan,
+                   sky_noise=noise, gain=math.nan,
+                   mjd=sum(mjd * weight for mjd, weight in known) / total if total > 0 else math.nan,
                    read_noise=math.nan, fwhm=math.nan, flags=first.flags & ~FRAME_FLAGS.partly_outside)
