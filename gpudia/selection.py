@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import ast
 import difflib
+import io
 import math
 import operator
+import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +130,8 @@ def parse_condition(text: str, key: str = "select") -> Condition:
         node = ast.parse(text.strip(), mode="eval").body
         condition = Condition(text.strip(), tuple(dict.fromkeys(_columns_in(node))), node)
         _check_condition(node)
+        if any(token.type == tokenize.COMMENT for token in tokenize.generate_tokens(io.StringIO(text).readline)):
+            raise _RefusedError("a condition without a comment")
     except _RefusedError as error:
         raise ConfigError(f"{key} must be {error}, got {text!r}") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # what ast.parse raises

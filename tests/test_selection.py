@@ -130,3 +130,9 @@ def test_every_column_can_be_asked_for():
     for column in SERIES_COLUMNS:
         value = "'x'" if column.is_text else "1"
         assert parse_condition(f"{column.name} != {value}").columns == (column.name,)
+
+
+def test_a_comment_hides_no_condition():
+    with pytest.raises(ConfigError, match="select must be a condition without a comment, got"):
+        parse_condition("fwhm < 6 # and sky < 9")
+    assert parse_condition("filter == '#1'").columns == ("filter",)
