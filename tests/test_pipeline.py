@@ -147,6 +147,7 @@ def test_a_stack_is_a_deeper_reference(series, stacked, done):
     np.testing.assert_allclose(np.array(scales) * best.transparency, 1.0, atol=0.025)
     member = np.asarray(epochs["flags"] & FRAME_FLAGS.in_reference) > 0
     assert member.sum() == 3
+    assert not (epochs["flags"] & FRAME_FLAGS.bad_chi2).any()  # though members have less noise than two frames apart
     # F = F_ref + dF has the noise of the frame alone; what it shares with F_ref lowers the error of dF only
     curves = gpudia.read_lightcurves(output)
     wider = np.nanmedian(curves.planes["FLUX_ERR"] / curves.planes["FLUX_DIFF_ERR"], axis=1)

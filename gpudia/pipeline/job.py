@@ -309,7 +309,8 @@ def _cosmic_rays(stack: DifferenceStack, i: int, bits: Any, fwhm: float) -> Any:
 def _note_numbers(look: Look, stack: DifferenceStack, i: int, bits: Any, reference: RunReference) -> None:
     chi2 = float(stack.chi2[i])
     # far from 1 the noise is not what the header says, or the model not what the sky does
-    if look is not reference.look and not 0.5 < chi2 < 2.0:
+    least = 0.0 if look.name in reference.weights else 0.5  # a frame of a stack shares its noise with it
+    if look is not reference.look and not least < chi2 < 2.0:
         look.flags |= FRAME_FLAGS.bad_chi2
     registration = look.registration
     if registration.uncertainty(reference.region) > _POOR:
