@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import time
@@ -61,6 +62,29 @@ def traced_memory(function: Callable[[], Any]) -> int:
 def _status(name: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
+
+
+def run_groups(about: str | None, prefix: str, known: dict[str, Callable[[bool], dict[str, Any]]],
+               pictures: dict[str, Callable[[dict[str, Any]], None]]) -> int:
+    """Command line of a bench: run the groups asked for, print their figures, keep them and draw their pictures.
+
+    `known` has the groups by name, each a function of "small frames?"; with ``--small`` nothing is kept.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("groups", nargs="*", help=f"{', '.join(known)} (default: all)")
+    parser.add_argument("--small", action="store_true", help="small frames; prints, keeps nothing")
+    args = parser.parse_args()
+    for name in args.groups or known:
+        if name not in known:
+            parser.error(f"groups must be of {', '.join(known)}, got {name}")
+        figures = known[name](args.small)
+        if args.small:
+            print(name, figures)
+            continue
+        save(f"{prefix}_{name}", figures)
+        if name in pictures:
+            pictures[name](figures)
+    return 0
 
 
 def save(name: str, figures: dict[str, Any]) -> None:

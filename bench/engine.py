@@ -10,14 +10,13 @@ in memory to differences, and with the time of the plan spread over the batch of
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from typing import Any
 
 import numpy as np
 import peers
-from common import RESULTS, save, traced_memory
+from common import RESULTS, run_groups, traced_memory
 from fields import Field, crowded_field
 
 from gpudia import ReferencePlan
@@ -202,22 +201,8 @@ def draw(figures: dict[str, Any]) -> None:
 
 def main() -> int:
     """Run the groups asked for; print and keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("groups", nargs="*", help="acceptance, growth, memory (default: all)")
-    parser.add_argument("--small", action="store_true", help="small frames; prints, keeps nothing")
-    args = parser.parse_args()
     known = {"acceptance": acceptance, "growth": growth, "memory": memory}
-    for name in args.groups or known:
-        if name not in known:
-            parser.error(f"groups must be of {', '.join(known)}, got {name}")
-        figures = known[name](args.small)
-        if args.small:
-            print(name, figures)
-            continue
-        save(f"engine_{name}", figures)
-        if name == "growth":
-            draw(figures)
-    return 0
+    return run_groups(__doc__, "engine", known, {"growth": draw})
 
 
 if __name__ == "__main__":

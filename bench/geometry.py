@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from astropy.io.fits import Header
-from common import RESULTS, save
+from common import RESULTS, run_groups
 from real_frames import DATA, rise_scatter
 
 import gpudia
@@ -199,22 +198,8 @@ def draw(figures: dict[str, Any]) -> None:
 
 def main() -> int:
     """Run the groups asked for; print and keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("groups", nargs="*", help="rotation, correlation, stack, rise (default: all)")
-    parser.add_argument("--small", action="store_true", help="small frames; prints, keeps nothing")
-    args = parser.parse_args()
     known = {"rotation": rotation, "correlation": correlation, "stack": stack, "rise": rise}
-    for name in args.groups or known:
-        if name not in known:
-            parser.error(f"groups must be of {', '.join(known)}, got {name}")
-        figures = known[name](args.small)
-        if args.small:
-            print(name, figures)
-            continue
-        save(f"geometry_{name}", figures)
-        if name == "rotation":
-            draw(figures)
-    return 0
+    return run_groups(__doc__, "geometry", known, {"rotation": draw})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: backends, real frames, a small crowded field."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,14 @@ def real_data():
     if not (folder / "rise").is_dir():
         pytest.skip(f"no real frames: GPUDIA_TEST_DATA or {default} does not hold the folder rise")
     return folder
+
+
+def held(output):
+    """Hold the folder of a run against the contract, where its checker is at hand."""
+    checker = Path(__file__).resolve().parents[2] / "shared" / "contract" / "check_output.py"
+    if checker.exists():
+        found = subprocess.run([sys.executable, str(checker), str(output)], capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stdout + found.stderr
 
 
 def star_field(shape, seed=0, density=80, fwhm=3.0, shift=(0.0, 0.0), vary=0.0):

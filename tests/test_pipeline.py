@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.timeseries import TimeSeries
 from astropy.wcs import WCS
+from conftest import held
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
@@ -21,7 +19,6 @@ from gpudia.cli import main
 from gpudia.flags import FRAME_FLAGS
 from gpudia.simulate import SimulationSettings, simulate_field, write_series
 
-CONTRACT = Path(__file__).resolve().parents[2] / "shared" / "contract" / "check_output.py"
 SETTINGS = SimulationSettings(shape=(180, 190), n_epochs=5, seed=4, rotation=0.02, fwhm_range=(2.8, 4.0),
                               n_variables=0)
 
@@ -58,13 +55,6 @@ def done(frames, target, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "out"
     assert main(["run", str(frames), *target, "--output", str(output), "--quiet"]) == 0
     return output
-
-
-def held(output):
-    if CONTRACT.exists():
-        command = [sys.executable, str(CONTRACT), str(output)]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_the_output_folder_holds_the_contract(done):

@@ -2,8 +2,6 @@
 
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.timeseries import TimeSeries
+from conftest import held
 
 import gpudia
 from gpudia.cli import main
@@ -22,7 +21,6 @@ from gpudia.pipeline.sifting import drop_odd, note_barycentric, select_frames, s
 from gpudia.selection import SERIES_COLUMNS
 from gpudia.simulate import SimulationSettings, simulate_field, write_series
 
-CONTRACT = Path(__file__).resolve().parents[2] / "shared" / "contract" / "check_output.py"
 CTIO = (-70.8048, -30.1674, 2198.0)
 N = 5
 
@@ -151,13 +149,6 @@ def done(frames, options, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "out"
     assert main(["run", str(frames), *options, "--no-products", "--output", str(output)]) == 0
     return output
-
-
-def held(output):
-    if CONTRACT.exists():
-        command = [sys.executable, str(CONTRACT), str(output)]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert found.returncode == 0, found.stdout + found.stderr
 
 
 def changed(frames, folder, **cards):

@@ -75,12 +75,16 @@ def stack_reference(best: RunReference, looks: Sequence[Look], config: RunConfig
     current = reference_of(best.look, best.cutout, best.region, looks, model, backend)
     for number in range(_ROUNDS):
         found = _round(current, members, model, backend)
-        before, current = current.cutout, _reference_of(found, members, best, looks, model, backend, complete=False)
-        change = _largest_change(before, current.cutout)
+        mean = _frame_of(found, best.cutout, members, complete=False)
+        change = _largest_change(current.cutout, mean)
         log.debug("round %d of the stack: changed by up to %.2f sigma", number + 1, change)
         if number and change < 1:
             break
-    return _reference_of(found, members, best, looks, provisional(config), backend, complete=True)
+        current = _reference_of(mean, best, looks, model, backend)
+    mean = _frame_of(found, best.cutout, members, complete=True)
+    final = _reference_of(mean, best, looks, provisional(config), backend)
+    total = sum(found.weights.values())
+    return replace(final, weights={name: weight / total for name, weight in found.weights.items() if weight > 0})
 
 
 def _largest_change(before: Frame, after: Frame) -> float:
@@ -161,19 +165,16 @@ def _round(current: RunReference, members: Sequence[_Member], config: RunConfig,
     return found
 
 
-def _reference_of(found: _Round, members: Sequence[_Member], best: RunReference, looks: Sequence[Look],
-                  config: RunConfig, backend: Backend, complete: bool) -> RunReference:
-    """Reference of the members' mean: a frame, its stars and quality, and the plan."""
-    cutout = _frame_of(found, best.cutout, members, complete)
+def _reference_of(cutout: Frame, best: RunReference, looks: Sequence[Look], config: RunConfig,
+                  backend: Backend) -> RunReference:
+    """Reference of the members' mean: its stars and quality, and the plan."""
     fwhm = best.look.quality.fwhm if best.look.quality is not None else None
     stars = detect_stars(cutout, config.max_stars, config.detection_threshold, fwhm)
     quality = frame_quality(cutout, stars)
     stars["x"], stars["y"] = best.region.to_frame(np.column_stack([stars["x"], stars["y"]])).T
     look = replace(best.look, name="stack", stars=stars, quality=quality, mjd=cutout.mjd, flags=cutout.flags,
                    numbers={})
-    total = sum(found.weights.values())
-    weights = {name: w / total for name, w in found.weights.items() if w > 0}
-    return replace(reference_of(look, cutout, best.region, looks, config, backend), weights=weights)
+    return reference_of(look, cutout, best.region, looks, config, backend)
 
 
 def _frame_of(found: _Round, first: Frame, members: Sequence[_Member], complete: bool) -> Frame:
