@@ -22,6 +22,7 @@ from typing import Any
 from gpudia import __version__
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, GpudiaError, InputError
+from gpudia.messages import OneLine, printable
 from gpudia.selection import SERIES_COLUMNS
 
 __all__ = ["main"]
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: object, code: int) -> int:
-    print(f"gpudia: error: {message}", file=sys.stderr)
+    print(f"gpudia: error: {printable(message)}", file=sys.stderr)
     return code
 
 
@@ -101,7 +102,7 @@ def _complain(message: object, code: int) -> int:
 def _messages(level: int) -> Iterator[None]:
     """Show log records and warnings on stderr, one line each, for the time of a command."""
     logger, handler = logging.getLogger("gpudia"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("gpudia: %(message)s"))
+    handler.setFormatter(OneLine("gpudia: %(message)s"))
     handler.setLevel(level)
     before = logger.level
     logger.addHandler(handler)

@@ -301,12 +301,15 @@ class RunConfig:
         return cls.from_mapping(settings | {k: v for k, v in overrides.items() if v is not None})
 
     def to_toml(self) -> str:
-        """Return the settings as TOML, from which `from_toml` makes an equal object; what is None is left out."""
+        """Return the settings as TOML, from which `from_toml` makes an equal object; what is None is left out.
+
+        Bytes of a file's name that are not UTF-8 become ``?``, which as a pattern finds the file.
+        """
         table = _given(dataclasses.asdict(self))
         names = _given(table.pop("layout_names"))
         if "mask_bits" in names:
             names["mask_bits"] = dict(names["mask_bits"])
-        return tomli_w.dumps(table | ({"layout": names} if names else {}))
+        return tomli_w.dumps(table | ({"layout": names} if names else {})).encode(errors="replace").decode()
 
     def replace(self, **changes: Any) -> RunConfig:
         """Return a copy with some settings changed, checked like new ones.

@@ -224,7 +224,7 @@ def catalog_of(catalog: Frame | Table, wcs: WCS | None = None, first_pixel: int 
         catalog = catalog.catalog
     if catalog is None or not len(catalog):
         return None
-    columns = {name.lower(): name for name in catalog.colnames}
+    columns = _named_columns(catalog, "iuf")
     table = Table()
     sky = _pair(columns, _SKY)
     if sky:
@@ -243,7 +243,13 @@ def catalog_of(catalog: Frame | Table, wcs: WCS | None = None, first_pixel: int 
     flux = next((columns[c] for c in _FLUX if c in columns), None)
     if flux:
         table["flux"] = _plain(catalog[flux])
+    columns = _named_columns(catalog, "iufSU")
     return _with_ids(table, catalog, next((columns[c] for c in _IDS if c in columns), None))
+
+
+def _named_columns(catalog: Table, kinds: str) -> dict[str, str]:
+    """Names by themselves in lower case, of columns with one entry a row of these kinds of dtype."""
+    return {c.name.lower(): c.name for c in catalog.columns.values() if c.ndim == 1 and c.dtype.kind in kinds}
 
 
 def _pair(columns: dict[str, str], names: tuple[tuple[str, str], ...]) -> tuple[str, str] | None:

@@ -19,11 +19,10 @@ from gpudia.config import RunConfig
 from gpudia.errors import DataWarning, FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import FrameLayout, sharp_residuals
-from gpudia.images.headers import name_of
 from gpudia.model import DifferenceStack
 from gpudia.model.planes import grow
 from gpudia.pipeline.journal import Journal, log_to, prepare_output
-from gpudia.pipeline.listing import expand_frames
+from gpudia.pipeline.listing import distinct_names, expand_frames
 from gpudia.pipeline.looks import FrameStore, Look, choose_reference, frame_errors, register_all, take_look
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_epoch, prepare_measures
 from gpudia.pipeline.outputs import RunResult, write_difference, write_results
@@ -149,7 +148,7 @@ def _trial(job: _Job, looks: Sequence[Look], reference: RunReference) -> Prepare
 def _look_at(job: _Job, paths: Sequence[Path]) -> list[Look]:
     looks = []
     with job.bar(paths, "read") as bar:
-        for path, name in zip(paths, _distinct_names(paths), strict=True):
+        for path, name in zip(paths, distinct_names(paths), strict=True):
             with _warnings_logged(path):
                 looks.append(take_look(path, name, job.store, job.config))
             job.journal.write("read", file=str(path), reason=looks[-1].reason)
@@ -172,19 +171,6 @@ def _reference_of_a_kind(job: _Job, looks: Sequence[Look]) -> Look:
             job.store.drop(look.path)
             job.journal.write("left out", file=str(look.path), status=look.status, reason=look.reason)
     return best
-
-
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Names for products: file stems, numbered where two files of different folders share one."""
-    names: list[str] = []
-    used = {name_of(path) for path in paths}  # a file may really be called a-2
-    for path in paths:
-        name, count = name_of(path), 1
-        while name in names or (count > 1 and name in used):
-            count += 1
-            name = f"{name_of(path)}-{count}"
-        names.append(name)
-    return names
 
 
 class _warnings_logged:  # noqa: N801 - a small context manager

@@ -13,6 +13,7 @@ from typing import Any
 
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError
+from gpudia.messages import OneLine
 
 __all__ = ["Journal", "log_to", "prepare_output"]
 
@@ -51,10 +52,10 @@ def prepare_output(config: RunConfig, frames: Sequence[Path]) -> Path:
         names = ", ".join(str(path.relative_to(output)) for path in found[:4])
         raise ConfigError(f"output must be a new folder, got {output} with {names} in it; "
                           "say overwrite (--overwrite) to replace the results")
-    inputs = {path.resolve() for path in frames}
+    inputs = {os.path.realpath(path) for path in frames}  # unlike Path.resolve it bears links in a loop
     if config.reference != "auto":
-        inputs.add(Path(config.reference).expanduser().resolve())
-    clash = [path for path in found if path.resolve() in inputs]
+        inputs.add(os.path.realpath(Path(config.reference).expanduser()))
+    clash = [path for path in found if os.path.realpath(path) in inputs]
     if clash:
         raise ConfigError(f"frames must not be results that overwrite would remove, got {clash[0]}")
     for path in [*found, *(output / name for name in _RECORDS)]:
@@ -88,7 +89,7 @@ def log_to(path: Path) -> Iterator[None]:
     """Write the library's log records to a file for the time of a run."""
     logger = logging.getLogger("gpudia")
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     before = logger.level
     logger.addHandler(handler)
     if logger.getEffectiveLevel() > logging.INFO:

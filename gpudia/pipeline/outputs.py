@@ -20,6 +20,7 @@ from gpudia.backend import Backend, to_host
 from gpudia.config import RunConfig
 from gpudia.flags import FRAME_FLAGS, SOURCE_FLAGS
 from gpudia.images import write_hdus, write_table
+from gpudia.messages import printable
 from gpudia.model import DifferenceStack
 from gpudia.photometry import LightCurves, constant_star_epsilon, table_hdu, target_table, variability
 from gpudia.pipeline.looks import Look
@@ -142,7 +143,7 @@ def write_results(output: Path, backend: Backend, looks: Sequence[Look], referen
     epochs = epoch_table(looks)
     for key, value in (("OBJECT", reference.cutout.header.get("OBJECT", "")), ("BACKEND", backend.name),
                        ("REFERENC", reference.look.name), ("GPUDIA", __version__)):
-        epochs.meta[key] = str(value)
+        epochs.meta[key] = printable(value)
     write_table(epochs, output / "epochs.ecsv")
     curves = _light_curves(done, fluxes, reference, measures, epochs)
     curves.write(output / "lightcurves.fits", overwrite=True)

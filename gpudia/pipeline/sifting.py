@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError
 from gpudia.images import barycentric_times, check_mixture
+from gpudia.messages import printable
 from gpudia.pipeline.looks import Look
 from gpudia.selection import SERIES_COLUMNS, parse_condition
 
@@ -26,7 +27,7 @@ _OF_THE_LOOK = ("name", "mjd", "exptime", "filter", "instrument", "airmass")
 
 def _series_row(look: Look) -> dict[str, Any]:
     """What the series table says of a frame; NaN, or an empty text, where it is not known."""
-    row: dict[str, Any] = {"file": str(look.path)} | {name: getattr(look, name) for name in _OF_THE_LOOK}
+    row: dict[str, Any] = {"file": printable(look.path)} | {name: getattr(look, name) for name in _OF_THE_LOOK}
     for column in SERIES_COLUMNS:
         if column.name not in row:
             row[column.name] = getattr(look.quality, column.name, math.nan)
