@@ -6,6 +6,7 @@ from gpudia.photometry.apertures import (
     choose_aperture_radius,
     measure_apertures,
 )
+from gpudia.photometry.detection import DETECTION_COLUMNS, KnownStars, associate, detect_peaks
 from gpudia.photometry.empirical import Psf, empirical_psf, moffat_psf
 from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_hdu
 from gpudia.photometry.linear import EpochNoise, linear_flux_variance
@@ -25,10 +26,12 @@ from gpudia.photometry.table import aperture_photometry_table
 from gpudia.photometry.tie import Tie, tie_references
 
 __all__ = [
+    "DETECTION_COLUMNS",
     "CombinedFluxes",
     "ConstantStarScale",
     "EpochNoise",
     "ForcedFluxes",
+    "KnownStars",
     "LightCurves",
     "Magnitudes",
     "Psf",
@@ -38,9 +41,11 @@ __all__ = [
     "aperture_correction",
     "aperture_photometry_table",
     "aperture_weights",
+    "associate",
     "choose_aperture_radius",
     "combine",
     "constant_star_epsilon",
+    "detect_peaks",
     "empirical_psf",
     "epoch_psf",
     "linear_flux_variance",
