@@ -15,18 +15,18 @@ from gpudia.photometry.scale import ConstantStarScale, constant_star_epsilon
 from gpudia.photometry.series import (
     CombinedFluxes,
     Magnitudes,
-    Variability,
     combine,
     magnitudes,
     target_table,
-    variability,
 )
 from gpudia.photometry.stamps import ForcedFluxes, Stamps
 from gpudia.photometry.table import aperture_photometry_table
 from gpudia.photometry.tie import Tie, tie_references
+from gpudia.photometry.variability import UNUSABLE, Variability, usable, variability, variability_score
 
 __all__ = [
     "DETECTION_COLUMNS",
+    "UNUSABLE",
     "CombinedFluxes",
     "ConstantStarScale",
     "EpochNoise",
@@ -57,5 +57,7 @@ __all__ = [
     "table_hdu",
     "target_table",
     "tie_references",
+    "usable",
     "variability",
+    "variability_score",
 ]

@@ -18,7 +18,7 @@ from astropy.timeseries import TimeSeries
 from gpudia import __version__
 from gpudia.backend import Backend, to_host
 from gpudia.config import RunConfig
-from gpudia.flags import FRAME_FLAGS, SOURCE_FLAGS
+from gpudia.flags import FRAME_FLAGS
 from gpudia.images import write_hdus, write_table
 from gpudia.model import DifferenceStack
 from gpudia.photometry import LightCurves, constant_star_epsilon, table_hdu, target_table, variability
@@ -26,6 +26,7 @@ from gpudia.pipeline.looks import Look
 from gpudia.pipeline.measure import RECOMMENDED, EpochFluxes, Measures
 from gpudia.pipeline.reference import RunReference
 from gpudia.pipeline.sifting import known_barycentric, series_table
+from gpudia.pipeline.variables import add_variability, variables_table
 from gpudia.report import write_report
 
 __all__ = ["RunResult", "difference_hdus", "provenance", "write_difference", "write_results"]
@@ -153,6 +154,7 @@ def write_results(output: Path, backend: Backend, looks: Sequence[Look], referen
     write_table(epochs, output / "epochs.ecsv")
     curves = _light_curves(done, fluxes, reference, measures, epochs)
     curves.write(output / "lightcurves.fits", overwrite=True)
+    write_table(variables_table(curves.sources), output / "variables.ecsv")
     target = None
     if reference.target is not None and done:
         target = _target_series(done, fluxes, reference, measures)
@@ -222,21 +224,18 @@ def _light_curves(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference
                   epochs: Table) -> LightCurves:
     n, best = len(reference.stars), RECOMMENDED
     planes: dict[str, np.ndarray] = {}
-    for suffix, method in (("", best), ("_AP", "ap"), ("_PSF", "psf")):
+    for suffix, method in (("", best), *((f"_{name.upper()}", name) for name in measures.flux)):
         for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"):
             planes[name.upper() + suffix] = _stacked(fluxes, method, name, n).astype(np.float32)
         flags = np.array([epoch.flags[method][:n] for epoch in fluxes], dtype=np.int32)
         planes["FLAGS" + suffix] = flags.reshape(len(fluxes), n)
     sources = reference.stars.copy()
     sources["flux_ref"], sources["flux_ref_err"] = measures.flux[best][:n], measures.flux_error[best][:n]
-    independent = np.array([look.flags & FRAME_FLAGS.is_reference == 0 for look in done], dtype=bool)
-    spread = variability(planes["FLUX"][independent].astype(float), planes["FLUX_ERR"][independent].astype(float))
-    sources["n_good"], sources["chi2"] = spread.n_good, spread.chi2
-    variable = (spread.n_good >= 3) & (spread.chi2 > 1 + 5 * np.sqrt(2 / np.maximum(spread.n_good - 1, 1)))
-    sources["flags"] = (np.asarray(sources["flags"]) | measures.flags[best][:n]
-                        | np.where(variable, SOURCE_FLAGS.variable, 0)).astype(np.int32)
+    sources["flags"] = (np.asarray(sources["flags"]) | measures.flags[best][:n]).astype(np.int32)
     ok = np.isin(epochs["name"], [look.name for look in done])
-    return LightCurves(sources, Table(epochs[ok], meta={}), planes)
+    epochs = Table(epochs[ok], meta={})
+    add_variability(sources, epochs, planes)
+    return LightCurves(sources, epochs, planes)
 
 
 def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference,
@@ -244,7 +243,7 @@ def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], referenc
     best = RECOMMENDED
     curves = {method: type(fluxes[0].fluxes[method])(*(
         np.array([getattr(epoch.fluxes[method], name)[-1] for epoch in fluxes])
-        for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"))) for method in ("ap", "psf")}
+        for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"))) for method in measures.flux}
     series = target_table(
         [look.mjd for look in done], [look.name for look in done], curves, best, flux_ref=measures.flux[best][-1],
         scale=[epoch.scale[-1] for epoch in fluxes], scale_err=[epoch.scale_error for epoch in fluxes],

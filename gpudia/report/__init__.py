@@ -21,6 +21,7 @@ from gpudia.report.plots import (
     scatter_figure,
     stamps_figure,
     target_figure,
+    variables_figure,
 )
 from gpudia.report.scatter import most_variable, star_scatter
 from gpudia.report.stamps import choose_epochs, make_stamps
@@ -62,6 +63,7 @@ def write_report(output: Path) -> Path:
         "kernels": render(kernels_figure(stamps)),
         "constant_stars": pictures.scatter[0],
         "conditions": pictures.conditions[0],
+        "variables": render(variables_figure(most_variable(run, 10))),
     }
     (output / "plots").mkdir(exist_ok=True)
     for name, png in plots.items():
