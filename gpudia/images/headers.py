@@ -28,6 +28,8 @@ _CLOCKS = ("UTSTART", "TIME-OBS", "UTC-OBS", "UT", "UTC")
 _JULIAN = 1_000_000.0
 #: Dates beyond this (year 2406), and exposures of more than this (four months), are none.
 _LAST_MJD, _LONGEST = 200_000.0, 1e7
+#: Gains and read noises from here on, and gains up to its inverse, are none either.
+_ABSURD = 1e6
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,9 @@ def exposure_facts(header: Header, layout: FrameLayout) -> dict[str, Any]:
     for name in ("gain", "read_noise", "saturation"):
         given = getattr(layout, name)
         facts[name] = _number(header, getattr(layout, f"{name}_keys")) if given is None else float(given)
+    if not facts["gain"] <= 0 and not 1 / _ABSURD < facts["gain"] < _ABSURD:
+        facts["gain"] = math.nan
+    facts["read_noise"] = facts["read_noise"] if abs(facts["read_noise"]) < _ABSURD else math.nan
     exptime = _number(header, layout.exptime_keys)
     facts["exptime"] = exptime if 0 <= exptime < _LONGEST else math.nan
     facts["mjd"] = _mid_exposure(header, layout, facts["exptime"])
