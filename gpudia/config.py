@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -104,6 +105,9 @@ def _as_layout(value: Any) -> LayoutNames:
 
 _LAYOUT = Rule("a table of names", lambda v: isinstance(v, LayoutNames | Mapping), _as_layout)
 
+_SIGNIFICANCE = Rule("a number of sigma, at least 3", lambda v: not isinstance(v, bool | str) and 3 <= v < math.inf,
+                     float)
+
 
 def _setting(rule: Rule, default: Any = dataclasses.MISSING) -> Any:
     return field(default=default, metadata={"rule": rule})
@@ -177,6 +181,9 @@ class RunConfig:
         Put right what the noise of the reference does to the kernel; see `ReferencePlan`.
     aperture_radius : float or "auto"
         Radius of the aperture, pixels, the same in all frames. ``auto``: from the reference's FWHM.
+    detect : float, optional
+        Search every difference for what varies, known star or not, down to this significance (sigma, at least 3; 5 is
+        usual). Default: no search.
     gain, read_noise, saturation : float, optional
         Take this instead of the headers' values; e-/ADU, e-, ADU.
     noise : {"auto", "header", "data"}
@@ -243,6 +250,7 @@ class RunConfig:
     solver: str = _setting(choice("auto", "direct", "iterative"), "auto")
     correct_bias: bool = _setting(YES_NO, True)
     aperture_radius: float | str = _setting(auto_or(number("pixels")), "auto")
+    detect: float | None = _setting(optional(_SIGNIFICANCE), None)
     gain: float | None = _setting(optional(number("e-/ADU")), None)
     read_noise: float | None = _setting(optional(number("e-", zero=True)), None)
     saturation: float | None = _setting(optional(number("ADU")), None)

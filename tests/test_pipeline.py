@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 import gpudia
 from gpudia.cli import main
-from gpudia.flags import FRAME_FLAGS
+from gpudia.flags import FRAME_FLAGS, SOURCE_FLAGS
 from gpudia.simulate import SimulationSettings, simulate_field, write_series
 
 SETTINGS = SimulationSettings(shape=(180, 190), n_epochs=5, seed=4, rotation=0.02, fwhm_range=(2.8, 4.0),
@@ -227,6 +227,23 @@ def test_light_curves_read_back(done):
     star = int(curves.sources["source_id"][np.argmax(curves.sources["n_good"])])
     assert len(curves.timeseries(star)) == 5
     assert len(curves.to_table()) == 5 * len(curves.sources)
+
+
+def test_every_star_is_in_the_list_of_variables(done):
+    """The simulated stars are constant but for the target, which heads the list; unmeasured ones say why."""
+    curves, listed = gpudia.read_lightcurves(done), Table.read(done / "variables.ecsv")
+    assert sorted(listed["source_id"]) == sorted(curves.sources["source_id"])
+    assert listed["rank"].tolist() == list(range(1, len(listed) + 1))
+    score = np.asarray(listed["score"])
+    known = np.isfinite(score)
+    assert (np.diff(score[known]) <= 0).all()
+    assert not known[known.sum():].any()
+    unmeasured = listed[listed["n_good"] == 0]
+    assert len(unmeasured)
+    assert (unmeasured["flags"] != 0).all()
+    assert Table.read(done / "target.ecsv").meta["position"].startswith(f"star {listed['source_id'][0]},")
+    assert listed["flags"][0] & SOURCE_FLAGS.variable
+    assert (listed["flags"] & SOURCE_FLAGS.variable > 0).sum() == 1
 
 
 def test_lightcurve_command_prints_a_star(done, capsys):

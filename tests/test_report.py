@@ -324,7 +324,7 @@ def test_plots_are_images_with_something_on_them(output):
     from matplotlib.image import imread
 
     names = {p.name for p in (output / "plots").iterdir()}
-    assert names == {f"{n}.png" for n in "target_lightcurve stamps kernels constant_stars conditions".split()}
+    assert names == {f"{n}.png" for n in "target_lightcurve stamps kernels constant_stars conditions variables".split()}
     for name in names:
         picture = imread(output / "plots" / name)
         assert min(picture.shape[:2]) > 100

@@ -6,6 +6,7 @@ from gpudia.photometry.apertures import (
     choose_aperture_radius,
     measure_apertures,
 )
+from gpudia.photometry.detection import DETECTION_COLUMNS, KnownStars, associate, detect_peaks
 from gpudia.photometry.empirical import Psf, empirical_psf, moffat_psf
 from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_hdu
 from gpudia.photometry.linear import EpochNoise, linear_flux_variance
@@ -14,21 +15,23 @@ from gpudia.photometry.scale import ConstantStarScale, constant_star_epsilon
 from gpudia.photometry.series import (
     CombinedFluxes,
     Magnitudes,
-    Variability,
     combine,
     magnitudes,
     target_table,
-    variability,
 )
 from gpudia.photometry.stamps import ForcedFluxes, Stamps
 from gpudia.photometry.table import aperture_photometry_table
 from gpudia.photometry.tie import Tie, tie_references
+from gpudia.photometry.variability import UNUSABLE, Variability, usable, variability, variability_score
 
 __all__ = [
+    "DETECTION_COLUMNS",
+    "UNUSABLE",
     "CombinedFluxes",
     "ConstantStarScale",
     "EpochNoise",
     "ForcedFluxes",
+    "KnownStars",
     "LightCurves",
     "Magnitudes",
     "Psf",
@@ -38,9 +41,11 @@ __all__ = [
     "aperture_correction",
     "aperture_photometry_table",
     "aperture_weights",
+    "associate",
     "choose_aperture_radius",
     "combine",
     "constant_star_epsilon",
+    "detect_peaks",
     "empirical_psf",
     "epoch_psf",
     "linear_flux_variance",
@@ -52,5 +57,7 @@ __all__ = [
     "table_hdu",
     "target_table",
     "tie_references",
+    "usable",
     "variability",
+    "variability_score",
 ]

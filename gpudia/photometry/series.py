@@ -14,8 +14,7 @@ from gpudia.errors import InputError
 from gpudia.flags import SOURCE_FLAGS
 from gpudia.photometry.stamps import FloatArray
 
-__all__ = ["CombinedFluxes", "Magnitudes", "Variability", "combine", "magnitudes", "target_table", "utc_times",
-           "variability"]
+__all__ = ["CombinedFluxes", "Magnitudes", "combine", "magnitudes", "target_table", "utc_times"]
 
 #: A magnitude is quoted from this many sigma of total flux on; below it there is a limit.
 _LIMIT_SIGMA = 3.0
@@ -36,15 +35,6 @@ class Magnitudes(NamedTuple):
     mag: FloatArray
     mag_err: FloatArray
     limit: FloatArray
-
-
-class Variability(NamedTuple):
-    """Per source, (S,): epochs with a flux, their weighted mean with its error, reduced chi^2 about it."""
-
-    n_good: NDArray[np.int32]
-    mean: FloatArray
-    mean_err: FloatArray
-    chi2: FloatArray
 
 
 def combine(flux: Any, flux_err: Any, flux_ref: Any, scale: Any, scale_err: Any = 0.0,
@@ -102,37 +92,6 @@ def magnitudes(flux: Any, flux_err: Any, zero_point: float = 0.0) -> Magnitudes:
     mag = zero_point - 2.5 * np.log10(np.where(seen, flux, np.nan))
     mag_err = 2.5 / np.log(10) * np.where(seen, flux_err, np.nan) / np.where(seen, flux, 1.0)
     return Magnitudes(mag, mag_err, zero_point - 2.5 * np.log10(np.where(faint, _LIMIT_SIGMA * flux_err, np.nan)))
-
-
-def variability(flux: Any, flux_err: Any) -> Variability:
-    """Scatter of each source about its weighted mean, in terms of its errors.
-
-    Parameters
-    ----------
-    flux, flux_err : (n_epochs, n_sources)
-        NaN, or an error that is not positive = not measured.
-
-    Returns
-    -------
-    Variability
-        `chi2` = sum((F - mean)^2 / sigma^2) / (n_good - 1); NaN for fewer than two epochs.
-
-    Raises
-    ------
-    InputError
-        The arrays are not 2-D of one shape.
-    """
-    flux, flux_err = np.asarray(flux, float), np.asarray(flux_err, float)
-    if flux.ndim != 2 or flux.shape != flux_err.shape:
-        raise InputError(f"flux and flux_err must be (n_epochs, n_sources), got {flux.shape} and {flux_err.shape}")
-    good = np.isfinite(flux) & np.isfinite(flux_err) & (flux_err > 0)
-    weight = np.where(good, 1 / np.where(good, flux_err, 1.0) ** 2, 0.0)
-    total = weight.sum(axis=0)
-    n_good = good.sum(axis=0).astype(np.int32)
-    any_good = np.where(n_good > 0, total, np.nan)
-    mean = (weight * np.where(good, flux, 0.0)).sum(axis=0) / any_good
-    chi2 = (weight * np.where(good, flux - mean, 0.0) ** 2).sum(axis=0)
-    return Variability(n_good, mean, np.sqrt(1 / any_good), chi2 / np.where(n_good > 1, n_good - 1, np.nan))
 
 
 def utc_times(mjd: Any) -> Time:

@@ -13,6 +13,7 @@ from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import sharp_residuals
 from gpudia.model import DifferenceStack
 from gpudia.model.planes import grow
+from gpudia.pipeline.candidates import Detections, detect_epoch
 from gpudia.pipeline.looks import Look, frame_errors
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_epoch
 from gpudia.pipeline.reference import RunReference
@@ -36,11 +37,12 @@ class EpochOutcome:
     seconds: float
     numbers: dict[str, Any] = field(default_factory=dict)
     fluxes: EpochFluxes | None = None
+    detections: Detections | None = None
 
     @classmethod
-    def of(cls, look: Look, fluxes: EpochFluxes | None = None) -> EpochOutcome:
+    def of(cls, look: Look, fluxes: EpochFluxes | None = None, detections: Detections | None = None) -> EpochOutcome:
         """Outcome of a look as it stands."""
-        return cls(look.name, look.reason, look.flags, look.seconds, look.numbers, fluxes)
+        return cls(look.name, look.reason, look.flags, look.seconds, look.numbers, fluxes, detections)
 
     def give(self, look: Look) -> None:
         """Put it into the frame's look."""
@@ -56,6 +58,7 @@ class Product:
     stack: DifferenceStack
     index: int
     bits: np.ndarray
+    more: dict[str, np.ndarray]
 
 
 def finish(look: Look, stack: DifferenceStack, i: int, bits: np.ndarray, ratio: Any, reference: RunReference,
@@ -71,7 +74,10 @@ def finish(look: Look, stack: DifferenceStack, i: int, bits: np.ndarray, ratio: 
             share = reference.weights.get(look.name, 0.0) / float(stack.scale[i])
             fluxes = measure_epoch(measures, stack, i, bits, ratio, share)
             _note_numbers(look, stack, i, bits, reference)
-            return EpochOutcome.of(look, fluxes), Product(look, stack, i, bits)
+            found, more = None, {}
+            if reference.config.detect is not None:
+                found, more = detect_epoch(look, stack, i, bits, measures, ratio, reference, reference.config.detect)
+            return EpochOutcome.of(look, fluxes, found), Product(look, stack, i, bits, more)
     except FrameError as error:
         return EpochOutcome.of(look.failed(error)), None
 

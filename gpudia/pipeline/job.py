@@ -17,6 +17,7 @@ from gpudia.backend import Backend, use_backend
 from gpudia.config import RunConfig
 from gpudia.errors import FrameError
 from gpudia.flags import FRAME_FLAGS
+from gpudia.pipeline.candidates import write_candidates
 from gpudia.pipeline.codec import decode, encode
 from gpudia.pipeline.epochs import KEEP
 from gpudia.pipeline.executors import Executor, WorkerDied, executor_for
@@ -144,11 +145,15 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     setup = _setup(job, looks, best, inputs)
     keys = _subtract(job, [look for look in looks if not look.reason], setup)
     with stage("report"):
-        results, backend = _collect(job, looks, keys)
+        results, detections, backend = _collect(job, looks, keys)
         add_times(job.times, take_times())
         times = {name: round(seconds, 3) for name, seconds in job.times.items()}
+        candidates = None
+        if job.config.detect is not None:
+            candidates = write_candidates(job.output, looks, setup.reference, detections)
         result = write_results(job.output, backend or job.backend.name, looks, setup.reference, setup.measures, results,
                                {"stages": times, "wall": round(time.perf_counter() - start, 3)})
+        result = replace(result, candidates=candidates)
     job.journal.write("end", ok=result.n_ok, failed=result.n_failed, skipped=result.n_skipped, stages=times)
     return result
 
@@ -317,10 +322,13 @@ def _done_batches(job: _Job, batches: Sequence[Sequence[Look]], setup: Setup) ->
         yield number, result
 
 
-def _collect(job: _Job, looks: Sequence[Look], keys: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """Fluxes of all epochs and the backend that made them, from the records; what they say of a look is put into it."""
+def _collect(job: _Job, looks: Sequence[Look], keys: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Fluxes and detections of all epochs and the backend that made them, from the records.
+
+    What they say of a look is put into it.
+    """
     by_name = {look.name: look for look in looks}
-    results, backend = {}, ""
+    results, detections, backend = {}, {}, ""
     for key in keys:
         done = job.state.batch(key)
         backend = done.backend
@@ -328,4 +336,6 @@ def _collect(job: _Job, looks: Sequence[Look], keys: Sequence[str]) -> tuple[dic
             outcome.give(by_name[outcome.name])
             if outcome.fluxes is not None:
                 results[outcome.name] = outcome.fluxes
-    return results, backend
+            if outcome.detections is not None:
+                detections[outcome.name] = outcome.detections
+    return results, detections, backend

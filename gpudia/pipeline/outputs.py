@@ -17,7 +17,7 @@ from astropy.timeseries import TimeSeries
 
 from gpudia import __version__
 from gpudia.backend import active_backend, to_host
-from gpudia.flags import FRAME_FLAGS, SOURCE_FLAGS
+from gpudia.flags import FRAME_FLAGS
 from gpudia.images import write_hdus, write_table
 from gpudia.model import DifferenceStack
 from gpudia.photometry import LightCurves, constant_star_epsilon, table_hdu, target_table, variability
@@ -25,6 +25,7 @@ from gpudia.pipeline.looks import Look
 from gpudia.pipeline.measure import RECOMMENDED, EpochFluxes, Measures
 from gpudia.pipeline.reference import RunReference
 from gpudia.pipeline.sifting import known_barycentric, series_table
+from gpudia.pipeline.variables import add_variability, variables_table
 from gpudia.report import write_report
 
 __all__ = ["RunResult", "difference_hdus", "provenance", "write_difference", "write_results"]
@@ -55,6 +56,8 @@ class RunResult:
         Light curve of the target.
     lightcurves : LightCurves
         All stars.
+    candidates : Table or None
+        What the search of the differences found; None where it was not asked for.
     """
 
     output: Path
@@ -65,6 +68,7 @@ class RunResult:
     epochs: Table
     target: TimeSeries | None
     lightcurves: LightCurves
+    candidates: Table | None = None
 
     def summary(self) -> str:
         """Return what a person wants to know in ten seconds."""
@@ -75,6 +79,9 @@ class RunResult:
         lines += bad[:10] + ([f"  ... and {len(bad) - 10} more"] if len(bad) > 10 else [])
         unwanted = Counter(row["reason"].split(", got ")[0] for row in self.epochs if row["status"] == "skipped")
         lines += [f"  {count} {reason}" for reason, count in unwanted.most_common()]
+        if self.candidates is not None:
+            lines.append(f"{len(self.candidates)} candidates, "
+                         f"{int((self.candidates['flags'] == 0).sum())} of them without flags: candidates.ecsv")
         return "\n".join([*lines, f"report: {self.report}"])
 
 
@@ -97,8 +104,8 @@ def _ascii(text: str) -> str:
 
 
 def write_difference(path: Path, look: Look, stack: DifferenceStack, i: int, bits: np.ndarray,
-                     reference: RunReference) -> None:
-    """Write the difference file of one epoch."""
+                     reference: RunReference, more: Mapping[str, np.ndarray] | None = None) -> None:
+    """Write the difference file of one epoch, with `more` planes by name."""
     config = reference.config
     cards = provenance(active_backend().name, reference.look.name, {
         "IMAGE": (look.name, "the frame"), "KSIZE": (reference.kernel_size, "[pix] side of the kernel"),
@@ -109,15 +116,15 @@ def write_difference(path: Path, look: Look, stack: DifferenceStack, i: int, bit
         "CHI2": (float(stack.chi2[i]), "chi^2 per degree of freedom of the fit"),
         "FLAGS": (look.flags, "bits of gpudia.flags.FRAME_FLAGS"), "MJD": (look.mjd, "[d] mid-exposure, UTC")})
     wcs = None if reference.cutout.wcs is None else reference.cutout.wcs.to_header(relax=True)
-    write_hdus(difference_hdus(stack, i, bits, cards, wcs), path)
+    write_hdus(difference_hdus(stack, i, bits, cards, wcs, more), path)
 
 
 def difference_hdus(stack: DifferenceStack, i: int, bits: np.ndarray, cards: fits.Header,
-                    wcs: fits.Header | None) -> fits.HDUList:
-    """DIFF, MODEL, ERR, MASK, KERNEL (at the centre), BKG (coefficients) and KERNELS (every polynomial term)."""
+                    wcs: fits.Header | None, more: Mapping[str, np.ndarray] | None = None) -> fits.HDUList:
+    """DIFF, MODEL, ERR, MASK, `more`, KERNEL (at the centre), BKG (coefficients), KERNELS (every polynomial term)."""
     with np.errstate(invalid="ignore"):
         error = np.sqrt(stack.variance[i])
-    planes = {"DIFF": stack.difference[i], "MODEL": stack.model[i], "ERR": error, "MASK": bits}
+    planes = {"DIFF": stack.difference[i], "MODEL": stack.model[i], "ERR": error, "MASK": bits, **(more or {})}
     hdus = fits.HDUList([fits.PrimaryHDU(header=cards)])
     for name, plane in planes.items():
         hdus.append(fits.ImageHDU(np.asarray(plane, np.uint8 if name == "MASK" else np.float32), header=wcs, name=name))
@@ -147,6 +154,7 @@ def write_results(output: Path, backend: str, looks: Sequence[Look], reference: 
     write_table(epochs, output / "epochs.ecsv")
     curves = _light_curves(done, fluxes, reference, measures, epochs)
     curves.write(output / "lightcurves.fits", overwrite=True)
+    write_table(variables_table(curves.sources), output / "variables.ecsv")
     target = None
     if reference.target is not None and done:
         target = _target_series(done, fluxes, reference, measures)
@@ -216,21 +224,18 @@ def _light_curves(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference
                   epochs: Table) -> LightCurves:
     n, best = len(reference.stars), RECOMMENDED
     planes: dict[str, np.ndarray] = {}
-    for suffix, method in (("", best), ("_AP", "ap"), ("_PSF", "psf")):
+    for suffix, method in (("", best), *((f"_{name.upper()}", name) for name in measures.flux)):
         for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"):
             planes[name.upper() + suffix] = _stacked(fluxes, method, name, n).astype(np.float32)
         flags = np.array([epoch.flags[method][:n] for epoch in fluxes], dtype=np.int32)
         planes["FLAGS" + suffix] = flags.reshape(len(fluxes), n)
     sources = reference.stars.copy()
     sources["flux_ref"], sources["flux_ref_err"] = measures.flux[best][:n], measures.flux_error[best][:n]
-    independent = np.array([look.flags & FRAME_FLAGS.is_reference == 0 for look in done], dtype=bool)
-    spread = variability(planes["FLUX"][independent].astype(float), planes["FLUX_ERR"][independent].astype(float))
-    sources["n_good"], sources["chi2"] = spread.n_good, spread.chi2
-    variable = (spread.n_good >= 3) & (spread.chi2 > 1 + 5 * np.sqrt(2 / np.maximum(spread.n_good - 1, 1)))
-    sources["flags"] = (np.asarray(sources["flags"]) | measures.flags[best][:n]
-                        | np.where(variable, SOURCE_FLAGS.variable, 0)).astype(np.int32)
+    sources["flags"] = (np.asarray(sources["flags"]) | measures.flags[best][:n]).astype(np.int32)
     ok = np.isin(epochs["name"], [look.name for look in done])
-    return LightCurves(sources, Table(epochs[ok], meta={}), planes)
+    epochs = Table(epochs[ok], meta={})
+    add_variability(sources, epochs, planes)
+    return LightCurves(sources, epochs, planes)
 
 
 def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference,
@@ -238,7 +243,7 @@ def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], referenc
     best = RECOMMENDED
     curves = {method: type(fluxes[0].fluxes[method])(*(
         np.array([getattr(epoch.fluxes[method], name)[-1] for epoch in fluxes])
-        for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"))) for method in ("ap", "psf")}
+        for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"))) for method in measures.flux}
     series = target_table(
         [look.mjd for look in done], [look.name for look in done], curves, best, flux_ref=measures.flux[best][-1],
         scale=[epoch.scale[-1] for epoch in fluxes], scale_err=[epoch.scale_error for epoch in fluxes],

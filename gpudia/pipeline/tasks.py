@@ -247,5 +247,6 @@ def _write(products: Sequence[Product], setup: Setup) -> dict[str, float]:
         for product in products:
             path = setup.output / "difference" / f"{product.look.name}.fits"
             with stage("write"), writing(path):
-                write_difference(path, product.look, product.stack, product.index, product.bits, setup.reference)
+                write_difference(path, product.look, product.stack, product.index, product.bits, setup.reference,
+                                 product.more)
     return take_times()

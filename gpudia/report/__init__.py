@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from gpudia.images.writing import write_atomically
+from gpudia.report.candidates import write_thumbnails
 from gpudia.report.data import read_run
 from gpudia.report.page import Pictures, build_page
 from gpudia.report.plots import (
@@ -20,6 +21,7 @@ from gpudia.report.plots import (
     scatter_figure,
     stamps_figure,
     target_figure,
+    variables_figure,
 )
 from gpudia.report.scatter import most_variable, star_scatter
 from gpudia.report.stamps import choose_epochs, make_stamps
@@ -61,11 +63,13 @@ def write_report(output: Path) -> Path:
         "kernels": render(kernels_figure(stamps)),
         "constant_stars": pictures.scatter[0],
         "conditions": pictures.conditions[0],
+        "variables": render(variables_figure(most_variable(run, 10))),
     }
     (output / "plots").mkdir(exist_ok=True)
     for name, png in plots.items():
         if png is not None:
             _write(output / "plots" / f"{name}.png", png)
+    write_thumbnails(output, run)
     page = build_page(run, stamps, scatter, most_variable(run), pictures)
     return _write(output / "report.html", page.encode("utf-8"))
 

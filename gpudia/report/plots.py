@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DARK", "LIGHT", "Theme", "conditions_figure", "kernels_figure", "render", "scatter_figure", "stamps_figure",
-    "target_figure", "time_axis",
+    "target_figure", "time_axis", "variables_figure",
 ]  # fmt: skip
 
 
@@ -98,6 +98,27 @@ def target_figure(curve: Curve, theme: Theme = LIGHT) -> Figure:
         bottom.plot(x[curve.is_limit], limits, "v", mfc="none", color=theme.second, label="limit (flux below 3 sigma)")
         _legend(bottom, theme)
     bottom.invert_yaxis()
+    return figure
+
+
+def variables_figure(curves: list[Curve], theme: Theme = LIGHT) -> Figure:
+    """Draw the flux of some stars against time, two panels in a row; hollow where a measurement is flagged."""
+    if not curves:
+        return _empty("no star was measured in three independent epochs", theme)
+    rows = -(-len(curves) // 2)
+    figure = _figure(9.0, 1.9 * rows + 0.6, theme)
+    grid = figure.subplots(rows, 2, squeeze=False, sharex=True).ravel()
+    for axes in grid[len(curves):]:
+        axes.set_axis_off()
+    for i, (axes, curve) in enumerate(zip(grid, curves, strict=False)):
+        x, label = time_axis(curve.mjd)
+        _style(axes, theme, label if i >= len(curves) - 2 else "", "flux (ADU)" if i % 2 == 0 else "")
+        for some, face in ((curve.flags == 0, theme.first), (curve.flags != 0, "none")):
+            axes.errorbar(x[some], curve.flux[some], curve.flux_err[some], fmt="o", ms=3.5, color=theme.first,
+                          mfc=face, elinewidth=0.8)
+        axes.axhline(np.nanmedian(curve.flux), color=theme.third, lw=0.8)
+        axes.set_title(plain(f"{i + 1}: {curve.label.replace('²', '2')}", 60), fontsize=9, color=theme.ink,
+                       parse_math=False)
     return figure
 
 

@@ -84,14 +84,13 @@ def running_median(x: FloatArray, y: FloatArray, n_bins: int = 12) -> tuple[Floa
 
 
 def most_variable(run: RunData, limit: int = 8) -> list[Curve]:
-    """Return the light curves of the stars with the largest reduced chi^2, most variable first."""
-    if "FLUX" not in run.planes or "chi2" not in run.sources.colnames:
+    """Return the light curves of the stars with the largest score (chi^2, where a run has none), in order."""
+    if "FLUX" not in run.planes:
         return []
-    chi2 = numbers(run.sources, "chi2")
-    measured = np.isfinite(_good_fluxes(run)[0]).sum(axis=0) >= _MIN_EPOCHS
-    chi2[~measured | ~np.isfinite(chi2)] = -np.inf
-    order = np.argsort(-chi2, kind="stable")[:limit]
-    return [_star_curve(run, int(i)) for i in order if np.isfinite(chi2[i])]
+    score = numbers(run.sources, "score" if "score" in run.sources.colnames else "chi2")
+    score[np.isfinite(_good_fluxes(run)[0]).sum(axis=0) < _MIN_EPOCHS] = np.nan
+    order = np.argsort(np.where(np.isfinite(score), -score, np.inf), kind="stable")[:limit]
+    return [_star_curve(run, int(i)) for i in order if np.isfinite(score[i])]
 
 
 def _star_curve(run: RunData, star: int) -> Curve:
@@ -102,9 +101,11 @@ def _star_curve(run: RunData, star: int) -> Curve:
         return run.planes[name][:, star].astype(float) if name in run.planes else none
 
     identity = words(run.sources, "source_id")[star] or str(star)
+    indices = [f"{what} {numbers(run.sources, name)[star]:.3g}" for what, name in (("score", "score"), ("chi²", "chi2"))
+               if name in run.sources.colnames]
     given, files = words(run.curve_epochs, "name"), words(run.curve_epochs, "file")
     return Curve(
-        label=f"star {identity} (chi² {numbers(run.sources, 'chi2')[star]:.3g})",
+        label=f"star {identity} ({', '.join(indices)})",
         names=[name or frame_name(file) for name, file in zip(given, files, strict=True)],
         mjd=numbers(run.curve_epochs, "mjd"),
         flux=plane("FLUX"),
