@@ -162,7 +162,7 @@ def _sizes_of_header(file: BinaryIO) -> list[tuple[str, int]]:
         for at in range(0, _BLOCK, _CARD):
             if found := _SIZES.match(block, at, at + _CARD):
                 cards.append((found[1].decode(), int(found[2])))
-            elif block[at : at + 8] == b"END     ":
+            elif block[at : at + _CARD].rstrip() == b"END":
                 return cards
     return []
 
