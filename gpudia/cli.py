@@ -51,6 +51,11 @@ _RUN_VALUES = (
     ("detection_threshold", "SIGMA", "faintest peak taken for a star"),
     ("max_stars", "N", "most stars detected per frame"),
     ("aperture_radius", "auto|PX", "radius of the aperture"),
+    ("photometric_catalog", "auto|none|FILE", "table with ra, dec and magnitudes that gives the zero point; auto: the "
+     "reference frame's own catalog, where it has magnitudes"),
+    ("magnitude_column", "NAME", "its column of magnitudes"),
+    ("zero_point", "MAG", "magnitude of 1 ADU on the reference, instead of a catalog's"),
+    ("zero_point_err", "MAG", "its error"),
     ("gain", "E/ADU", "instead of the headers' gain"),
     ("read_noise", "E", "instead of the headers' read noise"),
     ("saturation", "ADU", "instead of the headers' saturation level"),

@@ -23,6 +23,7 @@ from gpudia.setting_rules import (
     TEXTS,
     YES_NO,
     Rule,
+    any_number,
     auto_or,
     choice,
     integer,
@@ -177,6 +178,14 @@ class RunConfig:
         Put right what the noise of the reference does to the kernel; see `ReferencePlan`.
     aperture_radius : float or "auto"
         Radius of the aperture, pixels, the same in all frames. ``auto``: from the reference's FWHM.
+    photometric_catalog : str or path
+        Where the zero point of magnitudes comes from: a table with ``ra``, ``dec`` (degrees) and magnitudes, in any
+        format that astropy reads; ``auto``: magnitudes (``mag``) of the reference frame's own catalog, where it has
+        some; ``none``: magnitudes stay instrumental.
+    magnitude_column : str
+        Its column of magnitudes; errors are taken from ``NAME_err``, ``NAMEerr`` or ``e_NAME``.
+    zero_point, zero_point_err : float, optional
+        Magnitude of 1 ADU on the reference and its error, instead of a catalog's.
     gain, read_noise, saturation : float, optional
         Take this instead of the headers' values; e-/ADU, e-, ADU.
     noise : {"auto", "header", "data"}
@@ -234,6 +243,10 @@ class RunConfig:
     solver: str = _setting(choice("auto", "direct", "iterative"), "auto")
     correct_bias: bool = _setting(YES_NO, True)
     aperture_radius: float | str = _setting(auto_or(number("pixels")), "auto")
+    photometric_catalog: str = _setting(TEXT, "auto")
+    magnitude_column: str = _setting(TEXT, "mag")
+    zero_point: float | None = _setting(optional(any_number("magnitudes")), None)
+    zero_point_err: float | None = _setting(optional(number("magnitudes", zero=True)), None)
     gain: float | None = _setting(optional(number("e-/ADU")), None)
     read_noise: float | None = _setting(optional(number("e-", zero=True)), None)
     saturation: float | None = _setting(optional(number("ADU")), None)
@@ -256,6 +269,10 @@ class RunConfig:
             raise ConfigError(f"{missing} must be given together with {given}, got only {given}")
         if self.ra is not None and self.kernel_size != "auto" and self.size < 2 * int(self.kernel_size):
             raise ConfigError(f"size must be at least twice kernel_size ({self.kernel_size}), got {self.size}")
+        if self.zero_point is not None and self.photometric_catalog not in ("auto", "none"):
+            raise ConfigError(f"photometric_catalog must not be given with zero_point, got {self.photometric_catalog}")
+        if self.zero_point_err is not None and self.zero_point is None:
+            raise ConfigError(f"zero_point must be given with zero_point_err, got only {self.zero_point_err}")
         if self.resume and self.overwrite:
             raise ConfigError("overwrite must be false when resume is true, got both true")
 

@@ -6,6 +6,7 @@ from gpudia.photometry.apertures import (
     choose_aperture_radius,
     measure_apertures,
 )
+from gpudia.photometry.calibration import ZeroPoint, fit_zero_point
 from gpudia.photometry.empirical import Psf, empirical_psf, moffat_psf
 from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_hdu
 from gpudia.photometry.linear import EpochNoise, linear_flux_variance
@@ -15,6 +16,7 @@ from gpudia.photometry.series import (
     CombinedFluxes,
     Magnitudes,
     combine,
+    describe_magnitudes,
     magnitudes,
     target_table,
 )
@@ -35,14 +37,17 @@ __all__ = [
     "Stamps",
     "Tie",
     "Variability",
+    "ZeroPoint",
     "aperture_correction",
     "aperture_photometry_table",
     "aperture_weights",
     "choose_aperture_radius",
     "combine",
     "constant_star_epsilon",
+    "describe_magnitudes",
     "empirical_psf",
     "epoch_psf",
+    "fit_zero_point",
     "linear_flux_variance",
     "magnitudes",
     "measure_apertures",

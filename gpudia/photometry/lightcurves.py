@@ -16,6 +16,7 @@ from astropy.timeseries import TimeSeries
 from numpy.typing import NDArray
 
 from gpudia.errors import FrameError, InputError
+from gpudia.photometry.calibration import INSTRUMENTAL, ZeroPoint
 from gpudia.photometry.series import utc_times
 
 __all__ = ["LightCurves", "read_lightcurves", "table_hdu"]
@@ -39,6 +40,8 @@ class LightCurves:
     planes : dict of str to (E, S) array
         FLUX_DIFF, FLUX_DIFF_ERR, FLUX, FLUX_ERR (float32, ADU of the reference; NaN = not measured), FLAGS (int32,
         `gpudia.flags.SOURCE_FLAGS`), and the same with _AP, _PSF for every measure made.
+    zero_point : ZeroPoint
+        Magnitude of one ADU; without a source magnitudes are instrumental.
 
     Raises
     ------
@@ -49,6 +52,7 @@ class LightCurves:
     sources: Table
     epochs: Table
     planes: dict[str, NDArray[Any]]
+    zero_point: ZeroPoint = INSTRUMENTAL
 
     def __post_init__(self) -> None:
         _check_names("sources", self.sources.colnames, _SOURCE_COLUMNS)
@@ -130,7 +134,9 @@ class LightCurves:
         path = Path(path)
         if path.exists() and not overwrite:
             raise InputError(f"path must not exist (or say overwrite=True), got {path}")
-        hdus = fits.HDUList([fits.PrimaryHDU(), table_hdu(self.sources, "SOURCES"), table_hdu(self.epochs, "EPOCHS")])
+        primary = fits.PrimaryHDU()
+        primary.header.update(self.zero_point.cards())
+        hdus = fits.HDUList([primary, table_hdu(self.sources, "SOURCES"), table_hdu(self.epochs, "EPOCHS")])
         for name, plane in self.planes.items():
             kind = np.float32 if np.asarray(plane).dtype.kind == "f" else np.int32
             hdus.append(fits.ImageHDU(np.ascontiguousarray(plane, dtype=kind), name=name))
@@ -159,9 +165,10 @@ def read_lightcurves(path: str | os.PathLike[str]) -> LightCurves:
                          f"no {file.name} there")
     try:
         with fits.open(file, memmap=True) as hdus:
+            zero_point = ZeroPoint.from_cards(hdus[0].header)
             tables = [_read_table(hdus[name]) for name in ("SOURCES", "EPOCHS")]
             planes = {hdu.name: hdu.data for hdu in hdus[1:] if isinstance(hdu, fits.ImageHDU)}
-        return LightCurves(*tables, planes)
+        return LightCurves(*tables, planes, zero_point)
     except (OSError, KeyError, ValueError, TypeError) as error:  # InputError of a wrong shape is a ValueError
         raise FrameError(f"not a file of light curves: {error}", file) from error
 

@@ -22,6 +22,7 @@ from gpudia.images import FrameLayout, sharp_residuals
 from gpudia.images.headers import name_of
 from gpudia.model import DifferenceStack
 from gpudia.model.planes import grow
+from gpudia.pipeline.calibrate import photometric_catalog
 from gpudia.pipeline.journal import Journal, log_to, prepare_output
 from gpudia.pipeline.listing import expand_frames
 from gpudia.pipeline.looks import FrameStore, Look, choose_reference, frame_errors, register_all, take_look
@@ -100,6 +101,7 @@ def run(config: RunConfig, progress: bool = False) -> RunResult:
 
 def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     config, journal = job.config, job.journal
+    photometric_catalog(config)  # a file that cannot serve is said before hours of work
     journal.write("start", frames=len(paths), backend=job.backend.name, device=job.backend.device)
     looks = _look_at(job, paths)
     note_barycentric(looks, config)
@@ -123,7 +125,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
         for batch in in_batches(usable, reference.plan, job.config, job.backend, _KEEP):
             _do_batch(job, batch, reference, measures)
             bar.update(len(batch))
-    result = write_results(job.output, job.backend, looks, reference, measures, job.results)
+    result = write_results(job.output, job.config, job.backend, looks, reference, measures, job.results)
     journal.write("end", ok=result.n_ok, failed=result.n_failed, skipped=result.n_skipped)
     return result
 
