@@ -8,6 +8,7 @@ from gpudia.photometry.apertures import (
 )
 from gpudia.photometry.calibration import ZeroPoint, fit_zero_point
 from gpudia.photometry.empirical import Psf, empirical_psf, moffat_psf
+from gpudia.photometry.exports import export_all, export_star
 from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_hdu
 from gpudia.photometry.linear import EpochNoise, linear_flux_variance
 from gpudia.photometry.psf import epoch_psf, psf_photometry
@@ -47,6 +48,8 @@ __all__ = [
     "describe_magnitudes",
     "empirical_psf",
     "epoch_psf",
+    "export_all",
+    "export_star",
     "fit_zero_point",
     "linear_flux_variance",
     "magnitudes",

@@ -243,9 +243,12 @@ def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], referenc
         scale=[epoch.scale[-1] for epoch in fluxes], scale_err=[epoch.scale_error for epoch in fluxes],
         flags=[epoch.flags[best][-1] for epoch in fluxes], zero_point=zero_point, bjd_tdb=known_barycentric(done))
     x, y = reference.region.to_frame(reference.target)
-    series.meta |= {"position": reference.target_note, "x": float(x), "y": float(y), "reference": reference.look.name,
-                    "aperture_radius": float(measures.radius), "flux_ref_err": float(measures.flux_error[best][-1]),
-                    "flux_unit": "ADU of the reference"}
+    sky = {} if reference.cutout.wcs is None else dict(zip(
+        ("ra", "dec"), map(float, reference.cutout.wcs.pixel_to_world_values(*reference.target)), strict=True))
+    series.meta |= sky | {
+        "position": reference.target_note, "x": float(x), "y": float(y), "reference": reference.look.name,
+        "aperture_radius": float(measures.radius), "flux_ref_err": float(measures.flux_error[best][-1]),
+        "flux_unit": "ADU of the reference"}
     return series
 
 
