@@ -13,6 +13,8 @@ _HOME = {
     "run_difference_image": "gpudia.analyst",
     "DifferenceStack": "gpudia.model",
     "ReferencePlan": "gpudia.model",
+    "decorrelate": "gpudia.model",
+    "score_image": "gpudia.model",
     "subtract": "gpudia.model",
     "backend_info": "gpudia.backend",
     "use_backend": "gpudia.backend",

@@ -142,7 +142,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     names = [name for name, *_ in _RUN_VALUES]
-    settings = {name: getattr(args, name) for name in (*names, "ra", "dec", "output", *_SEVERAL, *_SWITCHES)}
+    settings = {name: getattr(args, name) for name in (*names, "ra", "dec", "output", "detect", *_SEVERAL, *_SWITCHES)}
     settings = {k: v for k, v in settings.items() if v is not None}
     if args.frames:
         settings["frames"] = args.frames
@@ -292,6 +292,8 @@ def _add_run(commands: Any) -> None:
                         help="the observatory, for barycentric times: degrees east, degrees, m (default: the headers')")
     for name, metavar, about in _RUN_VALUES:
         parser.add_argument(_option(name), type=_number, metavar=metavar, help=about + _default_text(name))
+    parser.add_argument("--detect", nargs="?", type=_number, const=5.0, metavar="SIGMA",
+                        help="search the differences for what varies, known star or not (default: no search; SIGMA 5)")
     parser.add_argument("--no-align", dest="align", action="store_const", const=False,
                         help="the frames are on one pixel grid already")
     parser.add_argument("--no-defects", dest="find_defects", action="store_const", const=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -105,6 +106,9 @@ def _as_layout(value: Any) -> LayoutNames:
 
 _LAYOUT = Rule("a table of names", lambda v: isinstance(v, LayoutNames | Mapping), _as_layout)
 
+_SIGNIFICANCE = Rule("a number of sigma, at least 3", lambda v: not isinstance(v, bool | str) and 3 <= v < math.inf,
+                     float)
+
 
 def _setting(rule: Rule, default: Any = dataclasses.MISSING) -> Any:
     return field(default=default, metadata={"rule": rule})
@@ -186,6 +190,9 @@ class RunConfig:
         Its column of magnitudes; errors are taken from ``NAME_err``, ``NAMEerr`` or ``e_NAME``.
     zero_point, zero_point_err : float, optional
         Magnitude of 1 ADU on the reference and its error, instead of a catalog's.
+    detect : float, optional
+        Search every difference for what varies, known star or not, down to this significance (sigma, at least 3; 5 is
+        usual). Default: no search.
     gain, read_noise, saturation : float, optional
         Take this instead of the headers' values; e-/ADU, e-, ADU.
     noise : {"auto", "header", "data"}
@@ -247,6 +254,7 @@ class RunConfig:
     magnitude_column: str = _setting(TEXT, "mag")
     zero_point: float | None = _setting(optional(any_number("magnitudes")), None)
     zero_point_err: float | None = _setting(optional(number("magnitudes", zero=True)), None)
+    detect: float | None = _setting(optional(_SIGNIFICANCE), None)
     gain: float | None = _setting(optional(number("e-/ADU")), None)
     read_noise: float | None = _setting(optional(number("e-", zero=True)), None)
     saturation: float | None = _setting(optional(number("ADU")), None)

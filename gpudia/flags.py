@@ -13,7 +13,8 @@ from typing import Any
 
 from gpudia.errors import ConfigError
 
-__all__ = ["FILE_FLAGS", "FRAME_FLAGS", "PIXEL_FLAGS", "SOURCE_FLAGS", "Flag", "FlagTable", "mask_bits_of"]
+__all__ = ["CANDIDATE_FLAGS", "FILE_FLAGS", "FRAME_FLAGS", "PIXEL_FLAGS", "SOURCE_FLAGS", "Flag", "FlagTable",
+           "mask_bits_of"]
 
 
 @dataclass(frozen=True)
@@ -190,4 +191,16 @@ SOURCE_FLAGS = FlagTable(
     Flag(64, "neighbour", "another star within the aperture: shares its flux", "use PSF fluxes"),
     Flag(128, "variable", "varies by more than its errors say (SOURCES only)", "have a look: it may be interesting"),
     Flag(256, "limit", "total flux below 3 sigma: magnitude is an upper limit", "use the flux"),
+)
+
+#: Bits of a detection on a difference image, and of a candidate: what speaks against a variable star.
+CANDIDATE_FLAGS = FlagTable(
+    Flag(1, "cosmic_ray", "sharper than the PSF", "look at the thumbnail"),
+    Flag(2, "dipole", "a lobe of the other sign and of comparable flux within 1.5 FWHM: misregistration, or motion",
+         "look at the thumbnail"),
+    Flag(4, "masked_pixels", "masked pixels hide more than 5 % of it", "look at the thumbnail"),
+    Flag(8, "bright_star", "less than 2 % of a star within 1.5 FWHM: its subtraction may leave that",
+         "trust it when the star varies in many epochs"),
+    Flag(16, "saturated", "saturated pixels within 2 FWHM", "use shorter exposures for this star"),
+    Flag(32, "one_epoch", "seen in one epoch only (candidates)", "none needed"),
 )

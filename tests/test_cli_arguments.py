@@ -175,7 +175,7 @@ def test_every_value_option_is_a_setting_and_its_default_is_shown(capsys):
     for name, *_ in cli._RUN_VALUES:
         assert name in settings
         assert f"--{name.replace('_', '-')} " in text
-    positional = {"frames", "output", "ra", "dec", "layout_names"}
+    positional = {"frames", "output", "ra", "dec", "layout_names", "detect"}
     assert {n for n, *_ in cli._RUN_VALUES} | positional | set(cli._SWITCHES) | set(cli._SEVERAL) == set(settings)
     assert "--size PX side of the region around the target (default: 250)" in text
 

@@ -5,6 +5,7 @@ from gpudia.model.coadd import Coadd, Coadded
 from gpudia.model.plan import ReferencePlan
 from gpudia.model.polynomials import count_terms, evaluate_terms, exponents
 from gpudia.model.resample import Resampled, resample
+from gpudia.model.score import Decorrelated, Score, decorrelate, score_image
 from gpudia.model.stack import DifferenceStack
 from gpudia.model.subtraction import subtract
 from gpudia.model.support import check_kernel_size, kernel_support
@@ -12,18 +13,22 @@ from gpudia.model.support import check_kernel_size, kernel_support
 __all__ = [
     "Coadd",
     "Coadded",
+    "Decorrelated",
     "DegreeChoice",
     "DifferenceStack",
     "ReferencePlan",
     "Resampled",
+    "Score",
     "automatic_kernel_size",
     "check_kernel_size",
     "choose_degree",
     "choose_support",
     "count_terms",
+    "decorrelate",
     "evaluate_terms",
     "exponents",
     "kernel_support",
     "resample",
+    "score_image",
     "subtract",
 ]

@@ -7,6 +7,7 @@ from gpudia.photometry.apertures import (
     measure_apertures,
 )
 from gpudia.photometry.calibration import ZeroPoint, fit_zero_point
+from gpudia.photometry.detection import DETECTION_COLUMNS, KnownStars, associate, detect_peaks
 from gpudia.photometry.empirical import Psf, empirical_psf, moffat_psf
 from gpudia.photometry.exports import export_all, export_star
 from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_hdu
@@ -27,11 +28,13 @@ from gpudia.photometry.tie import Tie, tie_references
 from gpudia.photometry.variability import UNUSABLE, Variability, usable, variability, variability_score
 
 __all__ = [
+    "DETECTION_COLUMNS",
     "UNUSABLE",
     "CombinedFluxes",
     "ConstantStarScale",
     "EpochNoise",
     "ForcedFluxes",
+    "KnownStars",
     "LightCurves",
     "Magnitudes",
     "Psf",
@@ -42,10 +45,12 @@ __all__ = [
     "aperture_correction",
     "aperture_photometry_table",
     "aperture_weights",
+    "associate",
     "choose_aperture_radius",
     "combine",
     "constant_star_epsilon",
     "describe_magnitudes",
+    "detect_peaks",
     "empirical_psf",
     "epoch_psf",
     "export_all",

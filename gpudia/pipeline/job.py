@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from gpudia.images.headers import name_of
 from gpudia.model import DifferenceStack
 from gpudia.model.planes import grow
 from gpudia.pipeline.calibrate import photometric_catalog
+from gpudia.pipeline.candidates import Detections, detect_epoch, write_candidates
 from gpudia.pipeline.journal import Journal, log_to, prepare_output
 from gpudia.pipeline.listing import expand_frames
 from gpudia.pipeline.looks import FrameStore, Look, choose_reference, frame_errors, register_all, take_look
@@ -54,6 +55,7 @@ class _Job:
     journal: Journal
     progress: bool
     results: dict[str, EpochFluxes] = field(default_factory=dict)
+    detections: dict[str, Detections] = field(default_factory=dict)
 
     def bar(self, items: Sequence[Any], what: str) -> tqdm:
         """Progress on stderr; quiet when that is no terminal."""
@@ -125,7 +127,9 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
         for batch in in_batches(usable, reference.plan, job.config, job.backend, _KEEP):
             _do_batch(job, batch, reference, measures)
             bar.update(len(batch))
-    result = write_results(job.output, job.config, job.backend, looks, reference, measures, job.results)
+    candidates = None if config.detect is None else write_candidates(job.output, looks, reference, job.detections)
+    result = replace(write_results(job.output, job.config, job.backend, looks, reference, measures,
+                                   job.results), candidates=candidates)
     journal.write("end", ok=result.n_ok, failed=result.n_failed, skipped=result.n_skipped)
     return result
 
@@ -292,8 +296,12 @@ def _finish(job: _Job, look: Look, prepared: Prepared, stack: DifferenceStack, i
     share = reference.weights.get(look.name, 0.0) / float(stack.scale[i])
     job.results[look.name] = measure_epoch(measures, stack, i, bits, ratio, share)
     _note_numbers(look, stack, i, bits, reference)
+    more = {}
+    if job.config.detect is not None:
+        job.detections[look.name], more = detect_epoch(
+            look, stack, i, bits, measures, ratio, reference, job.config.detect)
     if job.config.products:
-        write_difference(job.output, look, stack, i, bits, reference, job.backend, job.config)
+        write_difference(job.output, look, stack, i, bits, reference, job.backend, job.config, more)
 
 
 def _cosmic_rays(stack: DifferenceStack, i: int, bits: Any, fwhm: float) -> Any:

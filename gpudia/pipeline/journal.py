@@ -17,10 +17,11 @@ from gpudia.errors import ConfigError
 __all__ = ["Journal", "log_to", "prepare_output"]
 
 #: What a run writes: with `overwrite` these are removed first, and nothing else is.
-_RESULTS = ("epochs.ecsv", "target.ecsv", "lightcurves.fits", "reference.fits", "report.html")
+_RESULTS = ("epochs.ecsv", "target.ecsv", "lightcurves.fits", "reference.fits", "report.html",
+            "candidates.ecsv", "detections.ecsv")
 #: Records of a run that came to nothing: not in the way of the next one.
 _RECORDS = ("run.toml", "journal.jsonl", "gpudia.log")
-_FOLDERS = {"difference": "*.fits", "plots": "*.png"}
+_FOLDERS = {"difference": "*.fits", "plots": "*.png", "candidates": "*.png"}
 
 
 def prepare_output(config: RunConfig, frames: Sequence[Path]) -> Path:

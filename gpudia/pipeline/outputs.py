@@ -58,6 +58,8 @@ class RunResult:
         Light curve of the target.
     lightcurves : LightCurves
         All stars.
+    candidates : Table or None
+        What the search of the differences found; None where it was not asked for.
     """
 
     output: Path
@@ -68,6 +70,7 @@ class RunResult:
     epochs: Table
     target: TimeSeries | None
     lightcurves: LightCurves
+    candidates: Table | None = None
 
     def summary(self) -> str:
         """Return what a person wants to know in ten seconds."""
@@ -78,6 +81,9 @@ class RunResult:
         lines += bad[:10] + ([f"  ... and {len(bad) - 10} more"] if len(bad) > 10 else [])
         unwanted = Counter(row["reason"].split(", got ")[0] for row in self.epochs if row["status"] == "skipped")
         lines += [f"  {count} {reason}" for reason, count in unwanted.most_common()]
+        if self.candidates is not None:
+            lines.append(f"{len(self.candidates)} candidates, "
+                         f"{int((self.candidates['flags'] == 0).sum())} of them without flags: candidates.ecsv")
         return "\n".join([*lines, f"report: {self.report}"])
 
 
@@ -100,8 +106,9 @@ def _ascii(text: str) -> str:
 
 
 def write_difference(output: Path, look: Look, stack: DifferenceStack, i: int, bits: np.ndarray,
-                     reference: RunReference, backend: Backend, config: RunConfig) -> None:
-    """Write ``difference/NAME.fits`` of one epoch."""
+                     reference: RunReference, backend: Backend, config: RunConfig,
+                     more: Mapping[str, np.ndarray] | None = None) -> None:
+    """Write ``difference/NAME.fits`` of one epoch, with `more` planes by name."""
     cards = provenance(backend, reference.look.name, {
         "IMAGE": (look.name, "the frame"), "KSIZE": (reference.kernel_size, "[pix] side of the kernel"),
         "SDEGREE": (config.spatial_degree, "degree of the kernel over the frame"),
@@ -111,15 +118,15 @@ def write_difference(output: Path, look: Look, stack: DifferenceStack, i: int, b
         "CHI2": (float(stack.chi2[i]), "chi^2 per degree of freedom of the fit"),
         "FLAGS": (look.flags, "bits of gpudia.flags.FRAME_FLAGS"), "MJD": (look.mjd, "[d] mid-exposure, UTC")})
     wcs = None if reference.cutout.wcs is None else reference.cutout.wcs.to_header(relax=True)
-    write_hdus(difference_hdus(stack, i, bits, cards, wcs), output / "difference" / f"{look.name}.fits")
+    write_hdus(difference_hdus(stack, i, bits, cards, wcs, more), output / "difference" / f"{look.name}.fits")
 
 
 def difference_hdus(stack: DifferenceStack, i: int, bits: np.ndarray, cards: fits.Header,
-                    wcs: fits.Header | None) -> fits.HDUList:
-    """DIFF, MODEL, ERR, MASK, KERNEL (at the centre), BKG (coefficients) and KERNELS (every polynomial term)."""
+                    wcs: fits.Header | None, more: Mapping[str, np.ndarray] | None = None) -> fits.HDUList:
+    """DIFF, MODEL, ERR, MASK, `more`, KERNEL (at the centre), BKG (coefficients), KERNELS (every polynomial term)."""
     with np.errstate(invalid="ignore"):
         error = np.sqrt(stack.variance[i])
-    planes = {"DIFF": stack.difference[i], "MODEL": stack.model[i], "ERR": error, "MASK": bits}
+    planes = {"DIFF": stack.difference[i], "MODEL": stack.model[i], "ERR": error, "MASK": bits, **(more or {})}
     hdus = fits.HDUList([fits.PrimaryHDU(header=cards)])
     for name, plane in planes.items():
         hdus.append(fits.ImageHDU(np.asarray(plane, np.uint8 if name == "MASK" else np.float32), header=wcs, name=name))

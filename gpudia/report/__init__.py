@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from gpudia.images.writing import write_atomically
+from gpudia.report.candidates import write_thumbnails
 from gpudia.report.data import read_run
 from gpudia.report.page import Pictures, build_page
 from gpudia.report.plots import (
@@ -68,6 +69,7 @@ def write_report(output: Path) -> Path:
     for name, png in plots.items():
         if png is not None:
             _write(output / "plots" / f"{name}.png", png)
+    write_thumbnails(output, run)
     page = build_page(run, stamps, scatter, most_variable(run), pictures)
     return _write(output / "report.html", page.encode("utf-8"))
 

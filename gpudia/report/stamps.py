@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from gpudia.flags import PIXEL_FLAGS
 from gpudia.report.data import UNREADABLE, Epoch, FloatArray, RunData
 
-__all__ = ["CLIP_SIGMA", "Stamp", "choose_epochs", "encode_png", "kernel_picture", "make_stamps"]
+__all__ = ["CLIP_SIGMA", "Stamp", "choose_epochs", "encode_png", "gray_picture", "kernel_picture", "make_stamps",
+           "side_by_side", "sigma_picture"]
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +88,11 @@ def _make_stamp(run: RunData, epoch: Epoch) -> Stamp:
     with np.errstate(divide="ignore", invalid="ignore"):
         sigma = np.where(masked | ~(error > 0), np.nan, difference / error)
     panels = [
-        _gray(_reference_panel(run, shape, window)),
-        _gray(np.where(masked, np.nan, model + difference)),
-        _diverging(sigma, CLIP_SIGMA),
+        gray_picture(_reference_panel(run, shape, window)),
+        gray_picture(np.where(masked, np.nan, model + difference)),
+        sigma_picture(sigma, CLIP_SIGMA),
     ]
-    return Stamp(epoch, _side_by_side(panels), _marks(run.position, shape, window), kernel)
+    return Stamp(epoch, side_by_side(panels), _marks(run.position, shape, window), kernel)
 
 
 def _kernel(data: NDArray[np.floating]) -> FloatArray:
@@ -130,12 +131,13 @@ def _marks(position: tuple[float, float] | None, shape: tuple[int, ...], window:
     return [((i * (width + _GAP) + position[0] + 0.5 - columns.start) / total, top) for i in range(3)]
 
 
-def _side_by_side(panels: list[Picture]) -> Picture:
+def side_by_side(panels: list[Picture]) -> Picture:
+    """Join pictures of one height, y upwards."""
     gap = np.zeros((panels[0].shape[0], _GAP, 4), dtype=np.uint8)  # transparent: the page is light or dark
-    return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)[::-1]
+    return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)[::-1]
 
 
-def _gray(values: FloatArray) -> Picture:
+def gray_picture(values: FloatArray) -> Picture:
     """Inverse-free asinh stretch from just below the sky to the 99.7th percentile."""
     good = np.isfinite(values)
     if not good.any():
@@ -146,7 +148,8 @@ def _gray(values: FloatArray) -> Picture:
     return _paint(np.nan_to_num(np.clip(stretched, 0, 1)), good, "gray")
 
 
-def _diverging(values: FloatArray, limit: float) -> Picture:
+def sigma_picture(values: FloatArray, limit: float) -> Picture:
+    """Blue to red from -limit to limit."""
     good = np.isfinite(values)
     return _paint(np.nan_to_num(np.clip(values / limit, -1, 1)) / 2 + 0.5, good, "RdBu_r")
 
@@ -161,7 +164,7 @@ def kernel_picture(kernel: FloatArray) -> Picture:
     """Draw a kernel with its own largest absolute value as the end of the colour scale, y upwards."""
     finite = np.isfinite(kernel)
     peak = np.max(np.abs(kernel[finite]), initial=0.0)
-    return _diverging(kernel, peak if peak > 0 else 1.0)[::-1]
+    return sigma_picture(kernel, peak if peak > 0 else 1.0)[::-1]
 
 
 def encode_png(picture: Picture) -> bytes:
