@@ -181,6 +181,9 @@ class RunConfig:
         Put right what the noise of the reference does to the kernel; see `ReferencePlan`.
     aperture_radius : float or "auto"
         Radius of the aperture, pixels, the same in all frames. ``auto``: from the reference's FWHM.
+    positions : str or path, optional
+        Table with further positions to be measured as if they were stars of the reference: columns ``x, y`` (0-based
+        pixels of the reference frame) or ``ra, dec`` (degrees), and ``id`` (else running numbers above the stars').
     detect : float, optional
         Search every difference for what varies, known star or not, down to this significance (sigma, at least 3; 5 is
         usual). Default: no search.
@@ -241,6 +244,7 @@ class RunConfig:
     solver: str = _setting(choice("auto", "direct", "iterative"), "auto")
     correct_bias: bool = _setting(YES_NO, True)
     aperture_radius: float | str = _setting(auto_or(number("pixels")), "auto")
+    positions: str | None = _setting(optional(TEXT), None)
     detect: float | None = _setting(optional(_SIGNIFICANCE), None)
     gain: float | None = _setting(optional(number("e-/ADU")), None)
     read_noise: float | None = _setting(optional(number("e-", zero=True)), None)

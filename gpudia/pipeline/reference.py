@@ -18,6 +18,7 @@ from gpudia.flags import SOURCE_FLAGS
 from gpudia.images import Frame, Region, cut
 from gpudia.model import ReferencePlan, automatic_kernel_size, choose_degree, choose_support, count_terms
 from gpudia.pipeline.looks import Look, region_of, target_position
+from gpudia.pipeline.positions import with_positions
 from gpudia.pipeline.prepare import PreparedBatch
 
 __all__ = ["RunReference", "carried_model", "make_reference", "provisional", "reference_of", "settle_model",
@@ -210,7 +211,7 @@ def reference_of(look: Look, cutout: Frame, region: Region, looks: Sequence[Look
     if 2 * size > min(region.shape):
         raise ConfigError(f"kernel_size must be at most half the region's shorter side ({min(region.shape)} px), "
                           f"got {size}")
-    stars = _stars_in(look, region)
+    stars = with_positions(_stars_in(look, region), config.positions, look.wcs, region)
     target, note = _target(config, look, region, stars, fwhm)
     plan = _make_plan(cutout, size, target, fwhm, config, config.kernel_support, backend)
     return RunReference(look, cutout, region, stars, target, note, size, plan)
