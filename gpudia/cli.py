@@ -59,6 +59,9 @@ _RUN_VALUES = (
     ("noise", "auto|header|data", "what variances are made of where there is no error plane"),
     ("backend", "auto|numpy|cupy", "where the numbers are computed"),
     ("batch_size", "auto|N", "frames solved at once"),
+    ("workers", "N", "processes on this machine that work on batches, one per GPU where there are several; needs dask"),
+    ("dask", "ADDRESS", "scheduler of a Dask cluster, such as tcp://host:8786, whose workers do the work"),
+    ("readers", "auto|N", "processes that read frames for the one that solves; auto: one per core from 50 frames on"),
 )
 
 
@@ -85,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, where a reader that has gone away is handled
             return code
         except KeyboardInterrupt:
-            return _complain("interrupted", INTERRUPTED)
+            return _complain("interrupted; what is finished is kept: a run goes on with --resume", INTERRUPTED)
         except BrokenPipeError:  # the reader of stdout (head, less) has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return OK
@@ -350,7 +353,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-products", dest="products", action="store_const", const=False,
                         help="do not write the difference images")
     parser.add_argument("--resume", action="store_const", const=True,
-                        help="go on with a run that was cut off (not available in this version)")
+                        help="go on with a run that was cut off, or whose frames have changed")
     parser.add_argument("--overwrite", action="store_const", const=True, help="replace the results in the folder")
 
 

@@ -198,6 +198,15 @@ class RunConfig:
         Where the numbers are computed. Default: the environment variable ``GPUDIA_BACKEND``, else ``auto``.
     batch_size : int or "auto"
         Frames solved at once. ``auto``: what the memory holds.
+    workers : int
+        Processes on this machine that work on whole batches, each on a GPU of its own where there are several; needs
+        Dask, ``pip install 'gpudia[dask]'``. 0: this process does.
+    dask : str, optional
+        Address of a Dask scheduler (``tcp://host:8786``) whose workers do: frames and `output` must be on storage that
+        they all see.
+    readers : int or "auto"
+        Processes that read and register frames for this one, where it solves. ``auto``: one for every core from 50
+        frames on.
     products : bool
         Write the difference images (``difference/NAME.fits``).
     resume, overwrite : bool
@@ -254,6 +263,9 @@ class RunConfig:
     backend: str = field(default_factory=lambda: os.environ.get("GPUDIA_BACKEND") or "auto",
                          metadata={"rule": choice("auto", "numpy", "cupy")})
     batch_size: int | str = _setting(auto_or(integer(1)), "auto")
+    workers: int = _setting(integer(0, 1024), 0)
+    dask: str | None = _setting(optional(TEXT), None)
+    readers: int | str = _setting(auto_or(integer(0, 1024)), "auto")
     products: bool = _setting(YES_NO, True)
     resume: bool = _setting(YES_NO, False)
     overwrite: bool = _setting(YES_NO, False)
@@ -268,6 +280,8 @@ class RunConfig:
             raise ConfigError(f"{missing} must be given together with {given}, got only {given}")
         if self.ra is not None and self.kernel_size != "auto" and self.size < 2 * int(self.kernel_size):
             raise ConfigError(f"size must be at least twice kernel_size ({self.kernel_size}), got {self.size}")
+        if self.workers and self.dask is not None:
+            raise ConfigError(f"workers must be 0 with dask, whose workers do the work, got {self.workers}")
         if self.resume and self.overwrite:
             raise ConfigError("overwrite must be false when resume is true, got both true")
 
