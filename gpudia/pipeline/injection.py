@@ -250,6 +250,8 @@ def _exposures(config: RunConfig, plain: RunResult, field: _ReferenceField) -> l
     """PSF, registration and gain of every frame that could be subtracted."""
     layout, rows = FrameLayout(**config.layout()), [row for row in plain.epochs if row["status"] == "ok"]
     rows.sort(key=lambda row: row["name"] != field.name)  # the reference comes first
+    if not rows or rows[0]["name"] != field.name:
+        raise ConfigError(f"reference must be one of the frames for an injection, got {field.name}")
     found: list[Exposure] = []
     first: Any = None
     for row in rows:
@@ -257,10 +259,11 @@ def _exposures(config: RunConfig, plain: RunResult, field: _ReferenceField) -> l
         stars = detect_stars(frame, config.max_stars, config.detection_threshold)
         if first is None:
             first = frame, stars
-        registration = identity_registration()
-        if config.align and found:
-            registration = register(first[1], stars, first[0].wcs, frame.wcs, max_rms=config.max_rms,
-                                    min_matches=config.min_matches)
+        try:
+            registration = _registration(config, first, (frame, stars))
+        except FrameError as error:
+            log.warning("%s: no stars injected: %s", row["file"], error.reason)
+            continue
         corners = registration.apply(field.region.corners)
         low, high = np.floor(corners.min(axis=0)).astype(int), np.ceil(corners.max(axis=0)).astype(int)
         region = Region(int(low[0]), int(low[1]), (int(high[1] - low[1]) + 1, int(high[0] - low[0]) + 1))
@@ -274,6 +277,14 @@ def _exposures(config: RunConfig, plain: RunResult, field: _ReferenceField) -> l
                               registration, psf, region, frame.shape, frame.gain, noise))
     order = np.argsort([one.mjd for one in found], kind="stable")
     return [found[i] for i in order]
+
+
+def _registration(config: RunConfig, first: tuple[Frame, Table], other: tuple[Frame, Table]) -> Registration:
+    """Registration of a frame with the reference, each with its stars."""
+    if not config.align or first[0] is other[0]:
+        return identity_registration()
+    return register(first[1], other[1], first[0].wcs, other[0].wcs, max_rms=config.max_rms,
+                    min_matches=config.min_matches)
 
 
 def _read_quietly(path: Path, layout: FrameLayout) -> Frame:

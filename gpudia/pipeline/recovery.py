@@ -69,8 +69,9 @@ class Recovery:
                  f"reference; {int(table['usable'].sum())} of {len(table)} fluxes measured"]
         for method in METHODS:
             t = self.totals(method)
-            lines.append(f"{_NAMES[method]} fluxes: bias {100 * t['bias']:+.2f} +- {100 * t['bias_err']:.2f} % "
-                         f"(from the PSF {100 * t['psf_part']:+.2f}, left {100 * (t['bias'] - t['psf_part']):+.2f}); pulls {t['pull_mean']:+.2f} +- "
+            left = 100 * (t["bias"] - t["psf_part"])
+            lines.append(f"{_NAMES[method]} fluxes: bias {100 * t['bias']:+.2f} +- {100 * t['bias_err']:.2f} % (PSF "
+                         f"{100 * t['psf_part']:+.2f}, left {left:+.2f}); pulls {t['pull_mean']:+.2f} +- "
                          f"{t['pull_mean_err']:.2f}, width {t['pull_width']:.2f} +- {t['pull_width_err']:.2f}")
         detected = np.asarray(table["detected"]) & np.asarray(table["usable"])
         at = ", ".join(f"{100 * share:.0f} % at {mag:.2f}" for share in (0.9, 0.5)

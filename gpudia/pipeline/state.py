@@ -172,4 +172,6 @@ def batch_key(setup: Setup, looks: Sequence[Look]) -> str:
 
 def inputs_of(looks: Sequence[Look], config: RunConfig) -> str:
     """Key of all frames as they are, and what has to do with how they are split."""
-    return digest(config.batch_size, config.reference, [(str(x.path), x.name, x.stamp, x.reason) for x in looks])
+    positions = None if config.positions is None else stamp_of(Path(config.positions))
+    frames = [(str(x.path), x.name, x.stamp, x.reason) for x in looks]
+    return digest(config.batch_size, config.reference, positions, frames)
