@@ -1,4 +1,4 @@
-"""The command line: ``gpudia demo | run | subtract | lightcurve | info``.
+"""The command line: ``gpudia demo | run | inject | subtract | lightcurve | info``.
 
 Results go to stdout, messages to stderr. Exit codes: 0 ok, 1 nothing could be done, 2 wrong usage, 3 finished but some
 images failed, 130 interrupted.
@@ -57,12 +57,17 @@ _RUN_VALUES = (
     ("magnitude_column", "NAME", "its column of magnitudes"),
     ("zero_point", "MAG", "magnitude of 1 ADU on the reference, instead of a catalog's"),
     ("zero_point_err", "MAG", "its error"),
+    ("positions", "FILE", "table with further positions to be measured: columns x, y (0-based pixels of the reference "
+     "frame) or ra, dec"),
     ("gain", "E/ADU", "instead of the headers' gain"),
     ("read_noise", "E", "instead of the headers' read noise"),
     ("saturation", "ADU", "instead of the headers' saturation level"),
     ("noise", "auto|header|data", "what variances are made of where there is no error plane"),
     ("backend", "auto|numpy|cupy", "where the numbers are computed"),
     ("batch_size", "auto|N", "frames solved at once"),
+    ("workers", "N", "processes on this machine that work on batches, one per GPU where there are several; needs dask"),
+    ("dask", "ADDRESS", "scheduler of a Dask cluster, such as tcp://host:8786, whose workers do the work"),
+    ("readers", "auto|N", "processes that read frames for the one that solves; auto: one per core from 50 frames on"),
 )
 
 
@@ -89,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, where a reader that has gone away is handled
             return code
         except KeyboardInterrupt:
-            return _complain("interrupted", INTERRUPTED)
+            return _complain("interrupted; what is finished is kept: a run goes on with --resume", INTERRUPTED)
         except BrokenPipeError:  # the reader of stdout (head, less) has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return OK
@@ -141,13 +146,26 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    return _report(import_module("gpudia.pipeline").run(_config_of(args), progress=args.verbosity < logging.ERROR))
+
+
+def _inject(args: argparse.Namespace) -> int:
+    pipeline = import_module("gpudia.pipeline")
+    flux = args.flux if args.mag is None else [10 ** (-0.4 * mag) for mag in sorted(args.mag, reverse=True)]
+    injection = pipeline.Injection(n=args.n, flux=None if flux is None else tuple(flux), shape=args.shape,
+                                   seed=args.seed, anywhere=args.anywhere)
+    found = pipeline.inject(_config_of(args), injection, progress=args.verbosity < logging.ERROR)
+    print(found.summary())
+    return SOME_FAILED if found.run.n_failed else OK
+
+
+def _config_of(args: argparse.Namespace) -> RunConfig:
     names = [name for name, *_ in _RUN_VALUES]
     settings = {name: getattr(args, name) for name in (*names, "ra", "dec", "output", "detect", *_SEVERAL, *_SWITCHES)}
     settings = {k: v for k, v in settings.items() if v is not None}
     if args.frames:
         settings["frames"] = args.frames
-    config = RunConfig.from_toml(args.config, **settings) if args.config else RunConfig.from_mapping(settings)
-    return _report(import_module("gpudia.pipeline").run(config, progress=args.verbosity < logging.ERROR))
+    return RunConfig.from_toml(args.config, **settings) if args.config else RunConfig.from_mapping(settings)
 
 
 def _report(result: Any) -> int:
@@ -250,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 ok, 1 nothing could be done, 2 wrong usage, 3 finished but some images failed.")
     parser.add_argument("--version", action="version", version=f"gpudia {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_run, _add_subtract, _add_lightcurve, _add_info):
+    for add in (_add_demo, _add_run, _add_inject, _add_subtract, _add_lightcurve, _add_info):
         add(commands)
     return parser
 
@@ -278,6 +296,29 @@ def _add_demo(commands: Any) -> None:
 def _add_run(commands: Any) -> None:
     parser = _add_command(commands, "run", _run, "make difference images and light curves from a series of frames",
                           "gpudia run 'night/*.fits.fz' --ra 17:51:40.2 --dec -29:53:26 --output event")
+    _add_run_options(parser)
+
+
+def _add_inject(commands: Any) -> None:
+    parser = _add_command(commands, "inject", _inject, "put variables of known flux into the frames and see what comes "
+                          "back: bias, pulls, completeness",
+                          "gpudia inject 'night/*.fits.fz' --ra 17:51:40.2 --dec -29:53:26 --output proof --n 100")
+    own = parser.add_argument_group("what is injected")
+    own.add_argument("--n", type=int, default=50, help="stars (default: %(default)s)")
+    own.add_argument("--shape", choices=("constant", "step", "sine", "paczynski"), default="constant",
+                     help="their light curve; constant: half of them in all frames but the reference, half in that "
+                          "alone (default: %(default)s)")
+    brightness = own.add_mutually_exclusive_group()
+    brightness.add_argument("--flux", nargs=2, type=float, metavar=("LOW", "HIGH"),
+                            help="range of the change of flux, ADU of the reference (default: S/N 2 to 60)")
+    brightness.add_argument("--mag", nargs=2, type=float, metavar=("BRIGHT", "FAINT"),
+                            help="the same as -2.5 log10 of ADU of the reference")
+    own.add_argument("--seed", type=int, default=1, help="of the random numbers (default: %(default)s)")
+    own.add_argument("--anywhere", action="store_true", help="next to bright stars, too")
+    _add_run_options(parser)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("frames", nargs="*", metavar="FRAMES", help="files, folders or quoted glob patterns")
     parser.add_argument("--output", metavar="DIR", help="folder to write to")
     parser.add_argument("--config", metavar="FILE.toml", help="settings; options given here take precedence")
@@ -305,7 +346,7 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--no-products", dest="products", action="store_const", const=False,
                         help="do not write the difference images")
     parser.add_argument("--resume", action="store_const", const=True,
-                        help="go on with a run that was cut off (not available in this version)")
+                        help="go on with a run that was cut off, or whose frames have changed")
     parser.add_argument("--overwrite", action="store_const", const=True, help="replace the results in the folder")
 
 

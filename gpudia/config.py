@@ -190,6 +190,9 @@ class RunConfig:
         Its column of magnitudes; errors are taken from ``NAME_err``, ``NAMEerr`` or ``e_NAME``.
     zero_point, zero_point_err : float, optional
         Magnitude of 1 ADU on the reference and its error, instead of a catalog's.
+    positions : str or path, optional
+        Table with further positions to be measured as if they were stars of the reference: columns ``x, y`` (0-based
+        pixels of the reference frame) or ``ra, dec`` (degrees), and ``id`` (else running numbers above the stars').
     detect : float, optional
         Search every difference for what varies, known star or not, down to this significance (sigma, at least 3; 5 is
         usual). Default: no search.
@@ -204,6 +207,15 @@ class RunConfig:
         Where the numbers are computed. Default: the environment variable ``GPUDIA_BACKEND``, else ``auto``.
     batch_size : int or "auto"
         Frames solved at once. ``auto``: what the memory holds.
+    workers : int
+        Processes on this machine that work on whole batches, each on a GPU of its own where there are several; needs
+        Dask, ``pip install 'gpudia[dask]'``. 0: this process does.
+    dask : str, optional
+        Address of a Dask scheduler (``tcp://host:8786``) whose workers do: frames and `output` must be on storage that
+        they all see.
+    readers : int or "auto"
+        Processes that read and register frames for this one, where it solves. ``auto``: one for every core from 50
+        frames on.
     products : bool
         Write the difference images (``difference/NAME.fits``).
     resume, overwrite : bool
@@ -254,6 +266,7 @@ class RunConfig:
     magnitude_column: str = _setting(TEXT, "mag")
     zero_point: float | None = _setting(optional(any_number("magnitudes")), None)
     zero_point_err: float | None = _setting(optional(number("magnitudes", zero=True)), None)
+    positions: str | None = _setting(optional(TEXT), None)
     detect: float | None = _setting(optional(_SIGNIFICANCE), None)
     gain: float | None = _setting(optional(number("e-/ADU")), None)
     read_noise: float | None = _setting(optional(number("e-", zero=True)), None)
@@ -263,6 +276,9 @@ class RunConfig:
     backend: str = field(default_factory=lambda: os.environ.get("GPUDIA_BACKEND") or "auto",
                          metadata={"rule": choice("auto", "numpy", "cupy")})
     batch_size: int | str = _setting(auto_or(integer(1)), "auto")
+    workers: int = _setting(integer(0, 1024), 0)
+    dask: str | None = _setting(optional(TEXT), None)
+    readers: int | str = _setting(auto_or(integer(0, 1024)), "auto")
     products: bool = _setting(YES_NO, True)
     resume: bool = _setting(YES_NO, False)
     overwrite: bool = _setting(YES_NO, False)
@@ -281,6 +297,8 @@ class RunConfig:
             raise ConfigError(f"photometric_catalog must not be given with zero_point, got {self.photometric_catalog}")
         if self.zero_point_err is not None and self.zero_point is None:
             raise ConfigError(f"zero_point must be given with zero_point_err, got only {self.zero_point_err}")
+        if self.workers and self.dask is not None:
+            raise ConfigError(f"workers must be 0 with dask, whose workers do the work, got {self.workers}")
         if self.resume and self.overwrite:
             raise ConfigError("overwrite must be false when resume is true, got both true")
 

@@ -9,6 +9,7 @@ Raise                when
 `FrameError`         one file or frame cannot be used (unreadable, no image, all masked, ...). The job turns it
                      into a row with ``status = failed`` and this reason, and goes on.
 `RegistrationError`  one frame could not be aligned (a `FrameError`).
+`OutputError`        the output cannot be written (disk full, permission lost). Ends the run, which can be resumed.
 `BackendError`       the backend that was asked for cannot run. Says why, and what to do.
 ===================  =========================================================================================
 
@@ -25,6 +26,7 @@ __all__ = [
     "GpudiaError",
     "GpudiaWarning",
     "InputError",
+    "OutputError",
     "RegistrationError",
 ]
 
@@ -63,6 +65,10 @@ class FrameError(GpudiaError):
 
 class RegistrationError(FrameError):
     """One frame cannot be aligned with the reference."""
+
+
+class OutputError(GpudiaError, OSError):
+    """The output cannot be written: disk full, permission lost. What is finished is kept; the run can be resumed."""
 
 
 class BackendError(GpudiaError, RuntimeError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from gpudia.flags import SOURCE_FLAGS
 from gpudia.images import catalog_of
 from gpudia.photometry import ZeroPoint, fit_zero_point
 from gpudia.pipeline.calibrate import photometric_catalog, zero_point_of
-from gpudia.pipeline.looks import Look
+from gpudia.pipeline.looks import Look, Seen
 from gpudia.simulate import SimulationSettings, simulate_field, write_series
 
 
@@ -97,9 +99,7 @@ def sources(**changes):
 
 
 def look(catalog=None):
-    from pathlib import Path
-
-    return Look(Path("ref.fits"), "ref", catalog=catalog)
+    return Look(Path("ref.fits"), "ref", Seen(catalog=catalog))
 
 
 TABLES = {
@@ -240,6 +240,20 @@ def test_a_run_s_magnitudes_are_those_of_the_sky(run):
     off = np.asarray(getattr(target["mag"], "value", target["mag"])) - truth
     allowed = np.asarray(getattr(target["mag_err"], "value", target["mag_err"])) * 4
     assert (np.abs(off) < allowed + 4 * common + 3 * target.meta["zero_point_error"] + 0.02).all()
+
+
+def test_a_finished_run_can_be_calibrated_anew(run):
+    """The setting may change when a run is gone on with: no frame is done again, and only magnitudes change."""
+    output, _ = run
+    before, count = Table.read(output / "target.ecsv"), (output / "journal.jsonl").read_text().count('"event": "epoch"')
+    settings = RunConfig.from_toml(output / "run.toml", resume=True, zero_point=20.0)
+    gpudia.run(settings)
+    after = Table.read(output / "target.ecsv")
+    assert (output / "journal.jsonl").read_text().count('"event": "epoch"') == count
+    np.testing.assert_array_equal(after["flux"], before["flux"])
+    np.testing.assert_allclose(np.asarray(after["mag"] - before["mag"], float), 20.0 - before.meta["zero_point"],
+                               rtol=0, atol=1e-9)
+    assert "zero point 20.0000 (given)" in after.meta["magnitudes"]
 
 
 def test_a_run_s_products_know_the_zero_point(run):

@@ -16,6 +16,7 @@ from gpudia.backend.base import (
     transfers,
 )
 from gpudia.backend.memory import or_in_halves
+from gpudia.backend.numpy_backend import cores
 from gpudia.backend.select import active_backend, backend_info, use_backend
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "active_backend",
     "backend_info",
     "backend_of",
+    "cores",
     "namespace_of",
     "native",
     "or_in_halves",

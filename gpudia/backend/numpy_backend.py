@@ -32,8 +32,10 @@ _libraries = ThreadpoolController()
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use (its affinity, not the machine's count)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use: its affinity, at most GPUDIA_CORES where that is set."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("GPUDIA_CORES", "")
+    return min(found, int(limit)) if limit.isdigit() and int(limit) else found
 
 
 def _fft_workers(planes: np.ndarray) -> int:

@@ -1,5 +1,6 @@
 """Host side: frames, catalogs, registration, cutouts, series and files. No array here is on a device."""
 
+from gpudia.images.altering import copy_with_light
 from gpudia.images.catalogs import FrameQuality, catalog_of, detect_stars, frame_quality
 from gpudia.images.cutouts import Region, cut, region_around, whole_frame
 from gpudia.images.defects import flag_defects, flag_lacosmic, sharp_pixels, sharp_residuals
@@ -24,6 +25,7 @@ __all__ = [
     "catalog_of",
     "check_mixture",
     "check_series",
+    "copy_with_light",
     "cut",
     "detect_stars",
     "estimate_variance",

@@ -57,7 +57,7 @@ def detect_epoch(look: Look, stack: DifferenceStack, i: int, bits: NDArray[np.ui
         score, stack.difference[i], stack.variance[i], bits, epoch_psf(measures.psf.stamp, stack.kernel[i]),
         look.fwhm if math.isfinite(look.fwhm) else _FWHM,
         KnownStars(measures.positions[:n], measures.flux["psf"][:n] * scale), threshold)
-    if look is reference.look and not reference.weights:
+    if reference.is_made_of(look):
         table = table[:0]
     if len(table) > _MOST:
         log.warning("%s: %d detections; the %d most significant are kept", look.path, len(table), _MOST)

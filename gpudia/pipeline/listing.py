@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from gpudia.errors import ConfigError
+from gpudia.images.headers import name_of
 
-__all__ = ["FRAME_SUFFIXES", "expand_frames"]
+__all__ = ["FRAME_SUFFIXES", "distinct_names", "expand_frames"]
 
 log = logging.getLogger("gpudia.pipeline")
 
@@ -61,3 +62,18 @@ def _expand(pattern: str) -> list[Path]:
     if glob.has_magic(pattern) and not path.exists():
         return [p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file()]
     return [path]
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Names for products: file stems, numbered where two files of different folders share one."""
+    stems = [name_of(path) for path in paths]
+    taken, used = set(stems), set()  # a file may really be called a-2
+    names = []
+    for stem in stems:
+        name, count = stem, 1
+        while name in used or (count > 1 and name in taken):
+            count += 1
+            name = f"{stem}-{count}"
+        used.add(name)
+        names.append(name)
+    return names

@@ -7,17 +7,18 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from astropy.coordinates import SkyCoord
+from astropy.io.fits import Header
 from astropy.table import Table
 from astropy.wcs.utils import proj_plane_pixel_scales
 
 from gpudia.config import RunConfig
-from gpudia.errors import ConfigError, FrameError, InputError
+from gpudia.errors import ConfigError, FrameError, InputError, OutputError
 from gpudia.images import (
     Frame,
     FrameLayout,
@@ -26,6 +27,7 @@ from gpudia.images import (
     Registration,
     catalog_of,
     check_series,
+    cut,
     detect_stars,
     flag_defects,
     flag_lacosmic,
@@ -38,25 +40,43 @@ from gpudia.images import (
     site_of,
     whole_frame,
 )
+from gpudia.pipeline.codec import decode, encode
+from gpudia.pipeline.stages import stage
+from gpudia.pipeline.storage import writing
 
 __all__ = [
     "FrameStore",
     "Look",
+    "Seen",
+    "check_all",
     "choose_reference",
     "frame_errors",
     "rank_looks",
     "region_of",
-    "register_all",
+    "register_looks",
+    "stamp_of",
     "take_look",
     "target_position",
 ]
 
 log = logging.getLogger("gpudia.pipeline")
 
-#: Frames of the first look stay in memory up to this size in all; beyond it they are read again.
-_KEEP_BYTES = 2 << 30
+#: Pieces of frames that were looked at are kept on disk up to this size in all; beyond it frames are read again.
+_KEEP_BYTES = 10 << 30
+_BYTES_PER_PIXEL = 9
+#: Room around the region in a piece, of the region's side and in pixels: for a WCS that is off, and a rotation.
+_PIECE_MARGIN, _PIECE_MARGIN_PX = 0.05, 24
 #: FWHM of a reference over that of the sharpest frame, at most.
 _BLUNTEST = 1.15
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The large part of a first look: stars found, the frame's own catalog, its world coordinates."""
+
+    stars: Table | None = None
+    catalog: Table | None = None
+    wcs: Any = None
 
 
 @dataclass
@@ -64,15 +84,15 @@ class Look:
     """What is known of one input image: filled step by step, complete when its epoch is done.
 
     `reason` is empty as long as nothing went wrong; a look with a reason takes no part in what follows: it is a failed
-    row, or a skipped one.
+    row, or a skipped one. `seen` is a function where the large part is on disk: thousands of looks stay small.
     """
 
     path: Path
     name: str
-    stars: Table | None = None
-    catalog: Table | None = None
+    seen: Seen | Callable[[], Seen] = Seen()
+    stamp: tuple[int, int] = (0, 0)
     quality: FrameQuality | None = None
-    wcs: Any = None
+    pixel_scale: float = math.nan
     shape: tuple[int, int] = (0, 0)
     mjd: float = math.nan
     bjd_tdb: float = math.nan
@@ -88,6 +108,25 @@ class Look:
     skipped: bool = False
     seconds: float = 0.0
     numbers: dict[str, Any] = field(default_factory=dict)
+
+    def large(self) -> Seen:
+        """Return stars, catalog and world coordinates, read from disk where they are kept there."""
+        return self.seen() if callable(self.seen) else self.seen
+
+    @property
+    def stars(self) -> Table | None:
+        """Stars found on the frame."""
+        return self.large().stars
+
+    @property
+    def catalog(self) -> Table | None:
+        """The frame's own catalog."""
+        return self.large().catalog
+
+    @property
+    def wcs(self) -> Any:
+        """World coordinates of the frame."""
+        return self.large().wcs
 
     @property
     def status(self) -> str:
@@ -113,43 +152,90 @@ class Look:
         self.reason = error.reason
         log.warning("%s failed: %s", self.path, error.reason)
 
+    def failed(self, error: FrameError) -> Look:
+        """Return this look, failed."""
+        self.fail(error)
+        return self
+
 
 class FrameStore:
-    """Frames by path; those of the first look are kept while there is room, others read again."""
+    """Frames by their looks, read as the settings say; the pieces that the solve will need may be kept as files.
 
-    def __init__(self, layout: FrameLayout, lacosmic: bool = False) -> None:
-        self.layout = layout
-        self._lacosmic = lacosmic
-        self._fwhm: dict[Path, float] = {}
-        self._kept: dict[Path, Frame] = {}
-        self._bytes = 0
+    Parameters
+    ----------
+    config : RunConfig
+    pieces : Path, optional
+        Folder for the pieces.
+    n_frames : int
+        Frames of the run: pieces are kept where those of all frames take no more than 10 GB.
+    """
+
+    def __init__(self, config: RunConfig, pieces: Path | None = None, n_frames: int = 1) -> None:
+        self.layout = FrameLayout(**config.layout())
+        self._config, self._pieces, self._n_frames = config, pieces, n_frames
 
     def read(self, path: Path) -> Frame:
-        """Return a frame, from memory or from its file."""
-        if path in self._kept:
-            return self._kept[path]
-        frame = read_frame(path, self.layout)
-        if self._lacosmic:
-            frame = flag_lacosmic(frame)
-        if path in self._fwhm:
-            return flag_defects(frame, self._fwhm[path])
-        size = frame.data.nbytes + frame.variance.nbytes + frame.mask.nbytes
-        if self._bytes + size <= _KEEP_BYTES:
-            self._kept[path] = frame
-            self._bytes += size
-        return frame
+        """Read a frame from its file, without the defects that need to know its FWHM."""
+        with stage("read"):
+            frame = read_frame(path, self.layout)
+            return flag_lacosmic(frame) if self._config.lacosmic else frame
 
-    def flag_defects(self, path: Path, fwhm: float) -> None:
-        """Have the pixels flagged that are sharper than stars of this FWHM, now and whenever the frame is read."""
-        self._fwhm[path] = fwhm
-        if path in self._kept:
-            self._kept[path] = flag_defects(self._kept[path], fwhm)
+    def whole(self, look: Look) -> Frame:
+        """Return the whole frame of a look.
 
-    def drop(self, path: Path) -> None:
-        """Forget a frame that will not be needed again."""
-        frame = self._kept.pop(path, None)
-        if frame is not None:
-            self._bytes -= frame.data.nbytes + frame.variance.nbytes + frame.mask.nbytes
+        Raises
+        ------
+        FrameError
+            If it cannot be read, or changed since it was looked at.
+        """
+        if look.stamp != (0, 0) and stamp_of(look.path) != look.stamp:
+            raise FrameError("file must stay as it is during a run, got one that was changed or removed", look.path)
+        return self.without_defects(self.read(look.path), look)
+
+    def without_defects(self, frame: Frame, look: Look) -> Frame:
+        """Flag the pixels that are sharper than the look's stars, where the settings ask for it."""
+        if not self._config.find_defects or look.quality is None:
+            return frame
+        with stage("look"):
+            return flag_defects(frame, look.quality.fwhm)
+
+    def keep(self, frame: Frame, look: Look, region: Region) -> None:
+        """Keep the part of a frame around a region, if there is room for those of all frames."""
+        margin = math.ceil(_PIECE_MARGIN * max(region.shape)) + _PIECE_MARGIN_PX
+        around = Region(region.x0 - margin, region.y0 - margin,
+                        (region.shape[0] + 2 * margin, region.shape[1] + 2 * margin)).inside(frame.shape)
+        if self._pieces is None or math.prod(around.shape) * _BYTES_PER_PIXEL * self._n_frames > _KEEP_BYTES:
+            return
+        piece = replace(cut(frame, around), header=Header(), wcs=None, catalog=None)
+        with stage("write"), writing(self._piece_of(look)):
+            self._piece_of(look).write_bytes(encode(piece))
+
+    def part(self, look: Look, needed: Region) -> Frame:
+        """Return a frame that has the needed region, as far as it is on the file's: a kept piece or the whole."""
+        with contextlib.suppress(OSError, ValueError, AttributeError, FrameError), stage("read"):
+            piece = decode(self._piece_of(look).read_bytes())
+            inside = needed.inside(look.shape)
+            kept = Region(*piece.origin, piece.shape)
+            if inside.shifted(-kept.x0, -kept.y0).inside(kept.shape).shape == inside.shape:
+                return piece
+        return self.whole(look)
+
+    def drop(self, look: Look) -> None:
+        """Delete the piece of a frame that is not needed any more."""
+        if self._pieces is not None:
+            self._piece_of(look).unlink(missing_ok=True)
+
+    def _piece_of(self, look: Look) -> Path:
+        return Path() if self._pieces is None else self._pieces / f"{look.name}.piece"
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Size and time of change (ns) of a file, by which a change is noticed; zeros where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 @contextlib.contextmanager
@@ -157,7 +243,7 @@ def frame_errors(path: Path) -> Iterator[None]:
     """Turn what nobody expected of a frame into a `FrameError`: it fails alone. Wrong arguments and settings pass."""
     try:
         yield
-    except (FrameError, InputError, ConfigError):
+    except (FrameError, InputError, ConfigError, OutputError):
         raise
     except Exception as error:
         log.exception("%s: unexpected error", path)
@@ -166,7 +252,7 @@ def frame_errors(path: Path) -> Iterator[None]:
 
 def take_look(path: Path, name: str, store: FrameStore, config: RunConfig) -> Look:
     """Read a frame, find its stars and measure its quality; a frame that cannot be read becomes a failed look."""
-    start, look = time.perf_counter(), Look(path, name)
+    start, look = time.perf_counter(), Look(path, name, stamp=stamp_of(path))
     try:
         with frame_errors(path):
             _fill(look, store, config)
@@ -177,17 +263,20 @@ def take_look(path: Path, name: str, store: FrameStore, config: RunConfig) -> Lo
 
 
 def _fill(look: Look, store: FrameStore, config: RunConfig) -> None:
-    path = look.path
-    frame = store.read(path)
-    look.shape, look.wcs, look.flags, look.site = frame.shape, frame.wcs, frame.flags, site_of(frame.header)
+    frame = store.read(look.path)
+    look.shape, look.flags, look.site = frame.shape, frame.flags, site_of(frame.header)
     for name in ("mjd", "exptime", "filter", "instrument", "airmass"):
         setattr(look, name, getattr(frame, name))
-    look.stars = detect_stars(frame, config.max_stars, config.detection_threshold)
-    look.catalog = catalog_of(frame)
-    look.quality = frame_quality(frame, look.stars)
-    look.usable_share = _usable_share(frame, config)
-    if config.find_defects:
-        store.flag_defects(path, look.quality.fwhm)
+    with stage("look"):
+        stars = detect_stars(frame, config.max_stars, config.detection_threshold)
+        look.seen = Seen(stars, catalog_of(frame), frame.wcs)
+        look.quality = frame_quality(frame, stars)
+        if frame.wcs is not None:
+            look.pixel_scale = float(np.mean(proj_plane_pixel_scales(frame.wcs)))
+        region = _own_region(frame, config)
+        look.usable_share = 0.0 if region is None else _usable_share(frame, region)
+    if region is not None:
+        store.keep(store.without_defects(frame, look), look, region)
 
 
 def target_position(config: RunConfig, wcs: Any, path: Path) -> tuple[float, float] | None:
@@ -212,15 +301,19 @@ def region_of(config: RunConfig, look: Look) -> Region:
     return whole_frame(look.shape) if target is None else region_around(*target, config.size, look.shape)
 
 
-def _usable_share(frame: Frame, config: RunConfig) -> float:
-    """Share of the region's pixels that this frame has and that are good: what it is worth as a reference."""
+def _own_region(frame: Frame, config: RunConfig) -> Region | None:
+    """Region of the run by the frame's own coordinates; None where they do not say where the target is."""
     if config.ra is not None and frame.wcs is None:
-        return 0.0
+        return None
     try:
         target = target_position(config, frame.wcs, Path())
-        region = whole_frame(frame.shape) if target is None else region_around(*target, config.size, frame.shape)
+        return whole_frame(frame.shape) if target is None else region_around(*target, config.size, frame.shape)
     except FrameError:
-        return 0.0
+        return None
+
+
+def _usable_share(frame: Frame, region: Region) -> float:
+    """Share of the region's pixels that this frame has and that are good: what it is worth as a reference."""
     height, width = region.shape
     y, x = max(region.y0, 0), max(region.x0, 0)
     inside = frame.mask[y:region.y0 + height, x:region.x0 + width]
@@ -273,7 +366,7 @@ def _of_one_grid(looks: list[Look]) -> list[Look]:
 
     FWHM and noise are compared in pixels: a frame that was binned would win, and lose what the others resolve.
     """
-    scales = {look.name: float(np.mean(proj_plane_pixel_scales(look.wcs))) for look in looks if look.wcs is not None}
+    scales = {look.name: look.pixel_scale for look in looks if math.isfinite(look.pixel_scale)}
     if not scales:
         return looks
     middle = float(np.median(list(scales.values())))
@@ -322,23 +415,26 @@ def _flux_ratio(one: Look, other: Look, config: RunConfig) -> float:
     return ratio if math.isfinite(ratio) and ratio > 0 else 1.0
 
 
-def register_all(looks: Iterable[Look], reference: Look, config: RunConfig, tick: Callable[[], object]) -> None:
-    """Register every usable look with the reference; one that cannot be is a failed row."""
-    looks = list(looks)
+def check_all(looks: Sequence[Look], reference: Look, config: RunConfig) -> None:
+    """Fail the looks whose filter, or shape where nothing is aligned, is not the reference's."""
     same = () if "filter" in config.mixed else ("filter",)
     for index, error in check_series(looks, reference, shapes=not config.align, same=same).items():
         if not looks[index].reason:
             looks[index].fail(error)
+
+
+def register_looks(looks: Iterable[Look], reference: Look, config: RunConfig) -> None:
+    """Register every usable look with the reference; one that cannot be is a failed row."""
     for look in looks:
-        tick()
         if look.reason:
             continue
         start = time.perf_counter()
-        if not config.align or look is reference:
+        if not config.align or look.path == reference.path:
             look.registration = identity_registration()
         else:
             try:
-                look.registration = _register(reference, look, config)
+                with frame_errors(look.path):
+                    look.registration = _register(reference, look, config)
             except FrameError as error:
                 look.fail(error)
         look.seconds += time.perf_counter() - start

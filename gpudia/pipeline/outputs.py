@@ -16,7 +16,7 @@ from astropy.table import Table
 from astropy.timeseries import TimeSeries
 
 from gpudia import __version__
-from gpudia.backend import Backend, to_host
+from gpudia.backend import active_backend, to_host
 from gpudia.config import RunConfig
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import write_hdus, write_table
@@ -87,11 +87,11 @@ class RunResult:
         return "\n".join([*lines, f"report: {self.report}"])
 
 
-def provenance(backend: Backend, reference: str, settings: Mapping[str, Any]) -> fits.Header:
+def provenance(backend: str, reference: str, settings: Mapping[str, Any]) -> fits.Header:
     """Cards that say which program made a file, from what and how."""
     header = fits.Header()
     header["GPUDIA"] = (__version__, "version of gpudia")
-    header["BACKEND"] = (backend.name, "where the numbers were computed")
+    header["BACKEND"] = (backend, "where the numbers were computed")
     for key, (value, comment) in {"REFERENC": (reference, "reference frame"), **settings}.items():
         if isinstance(value, str):
             value = _ascii(value)
@@ -105,11 +105,11 @@ def _ascii(text: str) -> str:
     return "".join(c if " " <= c <= "~" else "?" for c in text)[-60:]
 
 
-def write_difference(output: Path, look: Look, stack: DifferenceStack, i: int, bits: np.ndarray,
-                     reference: RunReference, backend: Backend, config: RunConfig,
-                     more: Mapping[str, np.ndarray] | None = None) -> None:
-    """Write ``difference/NAME.fits`` of one epoch, with `more` planes by name."""
-    cards = provenance(backend, reference.look.name, {
+def write_difference(path: Path, look: Look, stack: DifferenceStack, i: int, bits: np.ndarray,
+                     reference: RunReference, more: Mapping[str, np.ndarray] | None = None) -> None:
+    """Write the difference file of one epoch, with `more` planes by name."""
+    config = reference.config
+    cards = provenance(active_backend().name, reference.look.name, {
         "IMAGE": (look.name, "the frame"), "KSIZE": (reference.kernel_size, "[pix] side of the kernel"),
         "SDEGREE": (config.spatial_degree, "degree of the kernel over the frame"),
         "BDEGREE": (config.background_degree, "degree of the background"),
@@ -118,7 +118,7 @@ def write_difference(output: Path, look: Look, stack: DifferenceStack, i: int, b
         "CHI2": (float(stack.chi2[i]), "chi^2 per degree of freedom of the fit"),
         "FLAGS": (look.flags, "bits of gpudia.flags.FRAME_FLAGS"), "MJD": (look.mjd, "[d] mid-exposure, UTC")})
     wcs = None if reference.cutout.wcs is None else reference.cutout.wcs.to_header(relax=True)
-    write_hdus(difference_hdus(stack, i, bits, cards, wcs, more), output / "difference" / f"{look.name}.fits")
+    write_hdus(difference_hdus(stack, i, bits, cards, wcs, more), path)
 
 
 def difference_hdus(stack: DifferenceStack, i: int, bits: np.ndarray, cards: fits.Header,
@@ -139,9 +139,9 @@ def difference_hdus(stack: DifferenceStack, i: int, bits: np.ndarray, cards: fit
     return hdus
 
 
-def write_results(output: Path, config: RunConfig, backend: Backend, looks: Sequence[Look], reference: RunReference,
-                  measures: Measures, results: Mapping[str, EpochFluxes]) -> RunResult:
-    """Put the epochs together: tables, light curves, reference and report."""
+def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence[Look], reference: RunReference,
+                  measures: Measures, results: Mapping[str, EpochFluxes], meta: Mapping[str, Any]) -> RunResult:
+    """Put the epochs together: tables, light curves, reference and report; `meta` goes with the table of epochs."""
     done = [look for look in looks if look.name in results and not look.reason]
     fluxes = [results[look.name] for look in done]
     _check_scales(done, fluxes, measures)
@@ -150,9 +150,10 @@ def write_results(output: Path, config: RunConfig, backend: Backend, looks: Sequ
     doubts = _doubts(done, fluxes, reference) + ([doubt] if doubt else [])
     for text in doubts:
         log.warning("%s", text)
-    for key, value in (("OBJECT", reference.cutout.header.get("OBJECT", "")), ("BACKEND", backend.name),
+    for key, value in (("OBJECT", reference.cutout.header.get("OBJECT", "")), ("BACKEND", backend),
                        ("REFERENC", reference.look.name), ("GPUDIA", __version__)):
         epochs.meta[key] = str(value)
+    epochs.meta |= dict(meta)
     write_table(epochs, output / "epochs.ecsv")
     curves.write(output / "lightcurves.fits", overwrite=True)
     write_table(variables_table(curves.sources), output / "variables.ecsv")
@@ -267,7 +268,7 @@ def _member_cards(reference: RunReference) -> dict[str, tuple[Any, str]]:
     return cards
 
 
-def _reference_hdus(backend: Backend, reference: RunReference, measures: Measures,
+def _reference_hdus(backend: str, reference: RunReference, measures: Measures,
                     curves: LightCurves) -> fits.HDUList:
     cutout = reference.cutout
     cards = provenance(backend, reference.look.name, {

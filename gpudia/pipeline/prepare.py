@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import Frame, Region, Registration, cut
 from gpudia.model import ReferencePlan, resample
 
-__all__ = ["Prepared", "PreparedBatch", "in_batches", "place_batch", "prepare", "resampled"]
+__all__ = ["Prepared", "PreparedBatch", "images_at_once", "in_batches", "place_batch", "prepare", "resampled"]
 
 #: Largest displacement over the region, pixels, that a kernel of this spatial degree absorbs. Beyond it the frame is
 #: resampled. With degree 1 differences of shifted frames were as good as those of resampled ones up to 0.7 px, with
@@ -29,7 +29,7 @@ _HOPELESS = 3.0
 _STRAIGHT = 0.05
 #: Planes of float64 that an image takes on the device beside the fit: as uploaded and mapped, with a margin.
 _INPUT_PLANES = 8
-_MOST_IMAGES = 64
+_MOST_IMAGES = 32
 #: Pixels around the mapped region that the interpolation needs.
 _MARGIN = 5
 
@@ -77,8 +77,11 @@ def _absorbed(config: RunConfig) -> float:
     return _ABSORBED.get(config.spatial_degree, _ABSORBED_BY_HIGHER)
 
 
-def prepare(frame: Frame, registration: Registration, region: Region, config: RunConfig) -> Prepared:
+def prepare(frame: Frame | Callable[[Region], Frame], registration: Registration, region: Region,
+            config: RunConfig) -> Prepared:
     """Cut a frame to the reference's region, by a whole-pixel shift (turned or mirrored if need be) where that does.
+
+    The frame may be a function of the region (full-frame coordinates) that is needed of it.
 
     Raises
     ------
@@ -96,17 +99,22 @@ def prepare(frame: Frame, registration: Registration, region: Region, config: Ru
                              f"'never', got {left:.1f} px over the region")
         flags = FRAME_FLAGS.poor_registration
     if not interpolate and (turn == np.eye(2)).all():
-        cutout = cut(frame, region.shifted(*registration.shift_at(*region.centre)))
+        cutout = _cut(frame, region.shifted(*registration.shift_at(*region.centre)))
         return _checked(Prepared(cutout, None, False, cutout.flags | flags), region)
     matrix, deviation = registration.local(region) if interpolate else (_whole_pixels(registration, turn, centre), 0.0)
     part = _bounding_region(matrix, region, _MARGIN + math.ceil(deviation))
-    cutout = cut(frame, part)
+    cutout = _cut(frame, part)
     if deviation > _STRAIGHT:
         inner = registration.coefficients(region)
         inner[:, 2] -= part.origin
     else:
         inner = np.column_stack([matrix[:, :2], matrix[:, :2] @ region.origin + matrix[:, 2] - part.origin])
     return _checked(Prepared(cutout, inner, interpolate, cutout.flags | flags), region)
+
+
+def _cut(frame: Frame | Callable[[Region], Frame], region: Region) -> Frame:
+    found = frame if isinstance(frame, Frame) else frame(region)
+    return cut(found, region.shifted(-found.origin[0], -found.origin[1]))
 
 
 def _whole_pixels(registration: Registration, turn: np.ndarray, centre: np.ndarray) -> np.ndarray:
@@ -131,16 +139,18 @@ def _checked(prepared: Prepared, region: Region) -> Prepared:
     return prepared
 
 
-def in_batches(items: Sequence[Any], plan: ReferencePlan, config: RunConfig, backend: Backend,
-               keep: tuple[str, ...] = ()) -> Iterator[list[Any]]:
-    """Split by memory: as many frames as the device holds from upload to download, with what `subtract` is to keep."""
-    height, width = plan.shape
-    size = config.batch_size
-    if size == "auto":
-        per_image = plan.bytes_per_image(keep) + 8 * _INPUT_PLANES * height * width
-        size = int(min(max(1, backend.free_bytes() // 2 // per_image), _MOST_IMAGES))
-    for start in range(0, len(items), int(size)):
-        yield list(items[start:start + int(size)])
+def images_at_once(plan: ReferencePlan, config: RunConfig, backend: Backend, keep: tuple[str, ...] = ()) -> int:
+    """Frames of a batch: as many as the device holds from upload to download, with what `subtract` is to keep."""
+    if config.batch_size != "auto":
+        return int(config.batch_size)
+    per_image = plan.bytes_per_image(keep) + 8 * _INPUT_PLANES * math.prod(plan.shape)
+    return int(min(max(1, backend.free_bytes() // 2 // per_image), _MOST_IMAGES))
+
+
+def in_batches(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Split into parts of a size."""
+    for start in range(0, len(items), size):
+        yield list(items[start:start + size])
 
 
 def place_batch(batch: Sequence[Prepared], shape: tuple[int, int], backend: Backend) -> PreparedBatch:

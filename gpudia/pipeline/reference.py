@@ -6,20 +6,23 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from astropy.table import Table
 from scipy.spatial import cKDTree
 
-from gpudia.backend import Backend, to_device
+from gpudia.backend import Backend, active_backend, to_device
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import SOURCE_FLAGS
 from gpudia.images import Frame, Region, cut
 from gpudia.model import ReferencePlan, automatic_kernel_size, choose_degree, choose_support, count_terms
 from gpudia.pipeline.looks import Look, region_of, target_position
+from gpudia.pipeline.positions import with_positions
 from gpudia.pipeline.prepare import PreparedBatch
+from gpudia.pipeline.stages import stage
 
 __all__ = ["RunReference", "carried_model", "make_reference", "provisional", "reference_of", "settle_model",
            "trial_looks"]
@@ -44,7 +47,10 @@ class RunReference:
     target_note : str
         Where the target's position comes from.
     kernel_size : int
-    plan : ReferencePlan
+    config : RunConfig
+        With the numbers of the kernel's model in place of "auto".
+    support : str or (K, K) bool
+        Pixels of the kernel.
     weights : dict of str to float
         Weights of the frames in a stack, by name, of sum 1; empty where the reference is one frame.
     """
@@ -56,8 +62,19 @@ class RunReference:
     target: tuple[float, float] | None
     target_note: str
     kernel_size: int
-    plan: ReferencePlan
+    config: RunConfig
+    support: Any
     weights: dict[str, float] = field(default_factory=dict)
+
+    def is_made_of(self, look: Look) -> bool:
+        """Whether the reference is this one frame."""
+        return not self.weights and look.path == self.look.path
+
+    @cached_property
+    def plan(self) -> ReferencePlan:
+        """The plan on the backend in force, built when it is first asked for: in every process that solves."""
+        with stage("reference"):
+            return _make_plan(self, active_backend())
 
 
 #: Entries of a catalog nearer to each other than this are one star, pixels.
@@ -111,8 +128,7 @@ def trial_looks(looks: Sequence[Look], reference: RunReference, config: RunConfi
     return [usable[i] for i in sorted(picked)]
 
 
-def settle_model(reference: RunReference, config: RunConfig,
-                 trial: PreparedBatch | None) -> tuple[RunConfig, RunReference]:
+def settle_model(reference: RunReference, config: RunConfig, trial: PreparedBatch | None) -> RunReference:
     """Choose what is "auto" or "aic" in the kernel's model from some prepared frames.
 
     Parameters
@@ -126,21 +142,19 @@ def settle_model(reference: RunReference, config: RunConfig,
 
     Returns
     -------
-    config : RunConfig
-        With numbers in place of "auto".
-    reference : RunReference
-        With the plan of that model.
+    RunReference
+        With that model: numbers in place of "auto" in its `config`.
     """
     first = provisional(config)
     if trial is None or (config.spatial_degree != "auto" and config.kernel_support != "aic"):
-        return first, reference
+        return reference
     support: Any = first.kernel_support
     if config.kernel_support == "aic":
         square = _plan_of(reference, _of_degree(first, 0), "square")
         support = choose_support(square, trial.data, trial.error, trial.mask)
         log.info("kernel support by AIC: %d of %d pixels", support.sum(), support.size)
     if config.spatial_degree != "auto":
-        return first, replace(reference, plan=_plan_of(reference, first, support))
+        return replace(reference, config=first, support=support)
     sky = config.background_degree
     choice = choose_degree(
         lambda degree: _plan_of(reference, _of_degree(first.replace(background_degree=sky), degree), support),
@@ -149,7 +163,7 @@ def settle_model(reference: RunReference, config: RunConfig,
              ", ".join(f"AIC falls by {gain:.0f} with degree {degree}" for degree, gain in choice.gains.items())
              or "no more than 90 bright stars")
     settled = _of_degree(first.replace(background_degree=sky), choice.degree)
-    return settled, replace(reference, plan=choice.plan)
+    return replace(reference, config=settled, support=support)
 
 
 def carried_model(reference: RunReference, config: RunConfig, most: int) -> RunConfig:
@@ -162,29 +176,26 @@ def carried_model(reference: RunReference, config: RunConfig, most: int) -> RunC
 
 def _plan_of(reference: RunReference, config: RunConfig, support: Any) -> ReferencePlan:
     """Plan of a reference under other settings."""
-    quality = reference.look.quality
-    return _make_plan(reference.cutout, reference.kernel_size, reference.target,
-                      math.nan if quality is None else quality.fwhm, config, support, reference.plan.backend)
+    return replace(reference, config=config, support=support).plan
 
 
-def _make_plan(cutout: Frame, size: int, target: tuple[float, float] | None, fwhm: float, config: RunConfig,
-               support: Any, backend: Backend) -> ReferencePlan:
-    shape = (cutout.data.shape[0], cutout.data.shape[1])
-    degree = int(config.spatial_degree)
+def _make_plan(reference: RunReference, backend: Backend) -> ReferencePlan:
+    cutout, config, target = reference.cutout, reference.config, reference.target
+    shape, degree = (cutout.data.shape[0], cutout.data.shape[1]), int(config.spatial_degree)
+    fwhm = math.nan if reference.look.quality is None else reference.look.quality.fwhm
     return ReferencePlan(
-        to_device(cutout.data, backend), size, error=to_device(np.sqrt(cutout.variance), backend),
+        to_device(cutout.data, backend), reference.kernel_size, error=to_device(np.sqrt(cutout.variance), backend),
         mask=to_device(cutout.mask != 0, backend),
         fit_mask=None if target is None else to_device(_disc(target, shape, _TARGET * fwhm), backend),
-        spatial_degree=degree, background_degree=config.background_degree, support=support,
+        spatial_degree=degree, background_degree=config.background_degree, support=reference.support,
         scale_degree=degree if config.scale_degree == "auto" else min(int(config.scale_degree), degree),
         smoothness=config.smoothness,
         passes=config.passes, clip=config.clip, solver=config.solver, correct_bias=config.correct_bias,
         covariance="exact" if config.solver == "direct" else "shared")
 
 
-def make_reference(look: Look, frame: Frame, looks: Sequence[Look], config: RunConfig,
-                   backend: Backend) -> RunReference:
-    """Cut the reference, list its stars, place it on the device and build the plan.
+def make_reference(look: Look, frame: Frame, looks: Sequence[Look], config: RunConfig) -> RunReference:
+    """Cut the reference and list its stars.
 
     Raises
     ------
@@ -194,11 +205,10 @@ def make_reference(look: Look, frame: Frame, looks: Sequence[Look], config: RunC
         If the kernel does not fit the region.
     """
     region = region_of(config, look)
-    return reference_of(look, cut(frame, region), region, looks, config, backend)
+    return reference_of(look, cut(frame, region), region, looks, config)
 
 
-def reference_of(look: Look, cutout: Frame, region: Region, looks: Sequence[Look], config: RunConfig,
-                 backend: Backend) -> RunReference:
+def reference_of(look: Look, cutout: Frame, region: Region, looks: Sequence[Look], config: RunConfig) -> RunReference:
     """Make a reference of a cutout; see `make_reference`."""
     if not (cutout.mask == 0).any():
         raise FrameError("reference must have good pixels in the region, got none", look.path)
@@ -213,10 +223,9 @@ def reference_of(look: Look, cutout: Frame, region: Region, looks: Sequence[Look
     if 2 * size > min(region.shape):
         raise ConfigError(f"kernel_size must be at most half the region's shorter side ({min(region.shape)} px), "
                           f"got {size}")
-    stars = _stars_in(look, region)
+    stars = with_positions(_stars_in(look, region), config.positions, look.wcs, region)
     target, note = _target(config, look, region, stars, fwhm)
-    plan = _make_plan(cutout, size, target, fwhm, config, config.kernel_support, backend)
-    return RunReference(look, cutout, region, stars, target, note, size, plan)
+    return RunReference(look, cutout, region, stars, target, note, size, config, config.kernel_support)
 
 
 def _disc(centre: tuple[float, float], shape: tuple[int, int], radius: float) -> np.ndarray:
@@ -253,7 +262,7 @@ def _duplicates(xy: np.ndarray) -> list[int]:
         if first not in found:
             found.add(second)
     if found:
-        log.warning("%d stars of the catalog are within %g px of another one: flagged duplicate", len(found), _ONE_PLACE)
+        log.warning("%d stars of the catalog within %g px of another: flagged duplicate", len(found), _ONE_PLACE)
     return sorted(found)
 
 

@@ -11,8 +11,8 @@ from gpudia.backend import active_backend
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
-from gpudia.images import Frame, FrameLayout, write_hdus
-from gpudia.pipeline.looks import FrameStore, Look, register_all, take_look
+from gpudia.images import Frame, write_hdus
+from gpudia.pipeline.looks import FrameStore, Look, check_all, register_looks, take_look
 from gpudia.pipeline.outputs import difference_hdus, provenance
 from gpudia.pipeline.prepare import place_batch, prepare
 from gpudia.pipeline.reference import make_reference, provisional, settle_model
@@ -42,8 +42,8 @@ class SubtractResult:
 class _Overrides(FrameStore):
     """Frames with an error and a mask from other files put in."""
 
-    def __init__(self, layout: FrameLayout, image: Path, mask: Path | None, error: Path | None) -> None:
-        super().__init__(layout)
+    def __init__(self, config: RunConfig, image: Path, mask: Path | None, error: Path | None) -> None:
+        super().__init__(config)
         self._image, self._mask, self._error = image, mask, error
         self._made: Frame | None = None
 
@@ -129,22 +129,22 @@ def subtract_files(reference: str | Path, image: str | Path, output: str | Path,
     config = RunConfig(frames=(str(image),), output=str(output), kernel_size=kernel_size, align=align, gain=gain,
                        correct_bias=correct_bias, spatial_degree=spatial_degree, background_degree=background_degree,
                        saturation=saturation)
-    store = _Overrides(FrameLayout(**config.layout()), image, None if mask is None else Path(mask),
-                       None if error is None else Path(error))
+    store = _Overrides(config, image, None if mask is None else Path(mask), None if error is None else Path(error))
     looks = [_look(path, store, config) for path in (reference, image)]
     first = provisional(config)
-    register_all(looks[1:], looks[0], first, lambda: None)
+    check_all(looks[1:], looks[0], first)
+    register_looks(looks[1:], looks[0], first)
     if looks[1].reason:
         raise FrameError(looks[1].reason, image)
     backend = active_backend()
-    made = make_reference(looks[0], store.read(reference), looks, first, backend)
-    prepared = prepare(store.read(image), looks[1].registration, made.region, first)
+    made = make_reference(looks[0], store.whole(looks[0]), looks, first)
+    prepared = prepare(store.whole(looks[1]), looks[1].registration, made.region, first)
     placed = place_batch([prepared], made.region.shape, backend)
-    _, made = settle_model(made, config, placed)
+    made = settle_model(made, config, placed)
     stack = made.plan.subtract(placed.data, placed.error, placed.mask).to_host()
     flags = int(stack.status[0]) | prepared.flags | looks[1].flags
     stack.require_solution(0)
-    cards = provenance(backend, reference.name, {
+    cards = provenance(backend.name, reference.name, {
         "IMAGE": (image.name, "the frame"), "KSIZE": (made.kernel_size, "[pix] side of the kernel"),
         "SCALE": (float(stack.scale[0]), "image flux over reference flux, at the centre"),
         "SCALEERR": (float(stack.scale_error[0]), "1 sigma of SCALE"),

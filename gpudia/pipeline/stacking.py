@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -15,8 +16,8 @@ from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import Frame, detect_stars, flux_noise, frame_quality
 from gpudia.model import Coadd
-from gpudia.pipeline.looks import FrameStore, Look, frame_errors, rank_looks
-from gpudia.pipeline.prepare import Prepared, in_batches, place_batch, prepare, resampled
+from gpudia.pipeline.looks import FrameStore, Look, Seen, frame_errors, rank_looks
+from gpudia.pipeline.prepare import Prepared, images_at_once, in_batches, place_batch, prepare, resampled
 from gpudia.pipeline.reference import RunReference, carried_model, provisional, reference_of
 
 __all__ = ["stack_reference"]
@@ -72,7 +73,7 @@ def stack_reference(best: RunReference, looks: Sequence[Look], config: RunConfig
     model = carried_model(best, config, _DEGREE)
     members = _choose(best, looks, model, store)
     log.info("stack of %d frames: %s", len(members), ", ".join(m.look.name for m in members))
-    current = reference_of(best.look, best.cutout, best.region, looks, model, backend)
+    current = reference_of(best.look, best.cutout, best.region, looks, model)
     for number in range(_ROUNDS):
         found = _round(current, members, model, backend)
         mean = _frame_of(found, best.cutout, members, complete=False)
@@ -80,9 +81,9 @@ def stack_reference(best: RunReference, looks: Sequence[Look], config: RunConfig
         log.debug("round %d of the stack: changed by up to %.2f sigma", number + 1, change)
         if number and change < 1:
             break
-        current = _reference_of(mean, best, looks, model, backend)
+        current = _reference_of(mean, best, looks, model)
     mean = _frame_of(found, best.cutout, members, complete=True)
-    final = _reference_of(mean, best, looks, provisional(config), backend)
+    final = _reference_of(mean, best, looks, provisional(config))
     total = sum(found.weights.values())
     return replace(final, weights={name: weight / total for name, weight in found.weights.items() if weight > 0})
 
@@ -132,7 +133,7 @@ def _prepared(look: Look, best: RunReference, config: RunConfig, store: FrameSto
     """The frame on the reference's grid; none where it does not cover the region."""
     try:
         with frame_errors(look.path):
-            return [_Member(look, prepare(store.read(look.path), look.registration, best.region, config))]
+            return [_Member(look, prepare(partial(store.part, look), look.registration, best.region, config))]
     except FrameError as error:
         log.info("%s is left out of the stack: %s", look.path.name, error.reason)
         return []
@@ -151,7 +152,7 @@ def _round(current: RunReference, members: Sequence[_Member], config: RunConfig,
     """Subtract the members against the current reference and sum them."""
     plan, shape = current.plan, current.region.shape
     found = _Round(Coadd(plan.reference.data), {}, np.zeros(shape, np.uint8))
-    for batch in in_batches(members, plan, config, backend):
+    for batch in in_batches(members, images_at_once(plan, config, backend)):
         placed = place_batch([m.prepared for m in batch], shape, backend)
         stack = plan.subtract(placed.data, placed.error, placed.mask)
         failed, scale = to_host(stack.failed), to_host(stack.scale)
@@ -165,16 +166,16 @@ def _round(current: RunReference, members: Sequence[_Member], config: RunConfig,
     return found
 
 
-def _reference_of(cutout: Frame, best: RunReference, looks: Sequence[Look], config: RunConfig,
-                  backend: Backend) -> RunReference:
-    """Reference of the members' mean: its stars and quality, and the plan."""
+def _reference_of(cutout: Frame, best: RunReference, looks: Sequence[Look], config: RunConfig) -> RunReference:
+    """Reference of the members' mean: its stars and quality."""
     fwhm = best.look.quality.fwhm if best.look.quality is not None else None
     stars = detect_stars(cutout, config.max_stars, config.detection_threshold, fwhm)
     quality = frame_quality(cutout, stars)
     stars["x"], stars["y"] = best.region.to_frame(np.column_stack([stars["x"], stars["y"]])).T
-    look = replace(best.look, name="stack", stars=stars, quality=quality, mjd=cutout.mjd, flags=cutout.flags,
+    look = replace(best.look, name="stack", seen=Seen(stars, best.look.catalog, best.look.wcs), quality=quality,
+                   mjd=cutout.mjd, flags=cutout.flags,
                    numbers={})
-    return reference_of(look, cutout, best.region, looks, config, backend)
+    return reference_of(look, cutout, best.region, looks, config)
 
 
 def _frame_of(found: _Round, first: Frame, members: Sequence[_Member], complete: bool) -> Frame:

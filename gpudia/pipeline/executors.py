@@ -1,0 +1,171 @@
+"""Where tasks are done: in this process, in processes beside it, on a Dask cluster; the results are the same."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from gpudia.backend import cores
+from gpudia.config import RunConfig
+from gpudia.pipeline.told import tell, told
+
+__all__ = ["Executor", "Here", "Readers", "Task", "WorkerDied", "executor_for", "start_worker"]
+
+log = logging.getLogger("gpudia.pipeline")
+
+#: A task: an item and what all items share in, a result out.
+Task = Callable[[Any, bytes], bytes]
+
+
+class WorkerDied(Exception):  # noqa: N818 - it is a result, too
+    """The process that worked on an item died, more than once."""
+
+
+class Executor:
+    """Does tasks.
+
+    Attributes
+    ----------
+    does_batches : bool
+        Whether whole batches are to be done by `map`; if not, this process solves and `map` only reads.
+    """
+
+    does_batches = False
+
+    def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
+        """Do a task for all items; yield numbers of items with results as they come, in any order.
+
+        Not many more are begun than are being waited for. An exception that a task raises passes.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End what was begun for this."""
+
+
+class Here(Executor):
+    """Tasks one after the other in this process."""
+
+    def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
+        """See `Executor.map`."""
+        for number, item in enumerate(items):
+            yield number, task(item, shared)
+
+
+class Readers(Executor):
+    """Processes on this machine that read and register frames for this one, which solves.
+
+    Processes, since threads take turns: with two of them two cores read a 300 px frame hardly faster than with one.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool: ProcessPoolExecutor | None = None
+
+    def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
+        """See `Executor.map`."""
+        todo, tries = deque(range(len(items))), [0] * len(items)
+        running: dict[Future[Any], int] = {}
+        try:
+            while todo or running:
+                while todo and len(running) < 2 * self._count:
+                    number = todo.popleft()
+                    running[self._submit(task, items[number], shared)] = number
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    number = running.pop(future)
+                    try:
+                        result, records = future.result()
+                    except BrokenExecutor as error:
+                        self._pool = None
+                        tries[number] += 1
+                        if tries[number] > 2:
+                            yield number, WorkerDied(str(error))
+                        else:
+                            todo.append(number)
+                        continue
+                    tell(records)
+                    yield number, result
+        finally:
+            for future in running:
+                future.cancel()
+
+    def _submit(self, task: Task, item: Any, shared: bytes) -> Future[Any]:
+        if self._pool is None:
+            self._pool = _pool(self._count)
+        try:
+            return self._pool.submit(told, task, item, shared)
+        except BrokenExecutor:
+            self._pool = _pool(self._count)
+            return self._pool.submit(told, task, item, shared)
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pool(count: int) -> ProcessPoolExecutor:
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=start_worker)
+    with _no_main(), _environment(OMP_NUM_THREADS="1", GPUDIA_CORES="1"):
+        for _ in range(count):
+            pool.submit(int)  # the processes start now
+    return pool
+
+
+def start_worker() -> None:
+    """Prepare a process that works for another: an interrupt at the terminal is for the one that leads."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Hide the caller's script from processes that start: they would run it again where it has no guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set variables for processes that start."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+#: Frames from which on reading processes are worth their start (1 to 2 s).
+_ENOUGH = 50
+
+
+def executor_for(config: RunConfig, n_frames: int, output: Path) -> Executor:
+    """Return who does the tasks of a run of so many frames.
+
+    Raises
+    ------
+    ConfigError
+        If Dask is asked for and is not installed, or no scheduler listens.
+    """
+    if config.dask is not None or config.workers:
+        from gpudia.pipeline.cluster import Cluster
+
+        return Cluster(config.dask, config.workers, output)
+    readers = (cores() if n_frames >= _ENOUGH else 0) if config.readers == "auto" else int(config.readers)
+    return Readers(readers) if readers else Here()

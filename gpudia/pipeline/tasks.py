@@ -1,0 +1,252 @@
+"""The tasks of a run: one frame's first look, some registrations, one batch. The same in this process and in others.
+
+A task takes an item and what all items share, and returns bytes (`gpudia.pipeline.codec`): results do not depend on
+where it was done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from threadpoolctl import ThreadpoolController
+
+from gpudia.backend import active_backend, to_host, use_backend
+from gpudia.config import RunConfig
+from gpudia.errors import FrameError
+from gpudia.model import DifferenceStack
+from gpudia.pipeline.codec import decode, encode
+from gpudia.pipeline.epochs import KEEP, EpochOutcome, Product, finish
+from gpudia.pipeline.looks import FrameStore, Look, Seen, frame_errors, register_looks, take_look
+from gpudia.pipeline.measure import Measures
+from gpudia.pipeline.outputs import write_difference
+from gpudia.pipeline.prepare import Prepared, PreparedBatch, place_batch, prepare
+from gpudia.pipeline.reference import RunReference
+from gpudia.pipeline.stages import stage, take_times
+from gpudia.pipeline.storage import writing
+from gpudia.pipeline.warned import warnings_logged
+
+__all__ = ["BatchDone", "LookJob", "RegistrationJob", "Setup", "do_batch", "do_batches", "do_look", "do_registrations"]
+
+log = logging.getLogger("gpudia.pipeline")
+
+_libraries = ThreadpoolController()
+
+
+@dataclass(frozen=True)
+class LookJob:
+    """What the first looks of a run share."""
+
+    config: RunConfig
+    pieces: Path
+    n_frames: int
+
+    def store(self) -> FrameStore:
+        """Where frames are read and pieces of them kept."""
+        return FrameStore(self.config, self.pieces, self.n_frames)
+
+
+@dataclass(frozen=True)
+class RegistrationJob:
+    """What the registrations of a run share."""
+
+    config: RunConfig
+    reference: Look
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that an epoch of a run depends on beside its frame: enough for any process to work on a batch."""
+
+    looks: LookJob
+    reference: RunReference
+    measures: Measures
+    batch_size: int
+    output: Path
+
+    @cached_property
+    def digest(self) -> str:
+        """Short name of all that the numbers depend on."""
+        return hashlib.sha256(encode([self.reference, self.measures, self.batch_size])).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class BatchDone:
+    """What came of a batch, and the seconds by stage."""
+
+    outcomes: list[EpochOutcome]
+    backend: str
+    times: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_dead(cls, looks: Sequence[Look], error: Exception) -> BatchDone:
+        """Outcome of a batch whose process died, whoever did it."""
+        failed = [look.failed(FrameError(str(error), look.path)) for look in looks]
+        return cls([EpochOutcome.of(look) for look in failed], active_backend().name)
+
+    def in_order_of(self, looks: Sequence[Look]) -> list[EpochOutcome]:
+        """Return the outcomes in the order of the frames."""
+        by_name = {outcome.name: outcome for outcome in self.outcomes}
+        return [by_name[look.name] for look in looks]
+
+
+@lru_cache(maxsize=2)
+def _shared_of(record: bytes) -> Any:
+    """Return what a record holds, the same object for the same record: a process builds its plan once."""
+    return decode(record)
+
+
+def do_look(item: tuple[str, str], shared: bytes) -> bytes:
+    """Take the first look at a frame: path and name in, a record of the look, its large part and the times out."""
+    job: LookJob = _shared_of(shared)
+    path = Path(item[0])
+    with _one_thread(), warnings_logged(path):
+        look = take_look(path, item[1], job.store(), job.config)
+    return encode({"look": encode(replace(look, seen=Seen())), "seen": encode(look.large()), "times": take_times()})
+
+
+def do_registrations(items: Sequence[tuple[bytes, bytes]], shared: bytes) -> bytes:
+    """Register some frames: records of looks and of their large parts in, the looks (without these) out."""
+    job: RegistrationJob = _shared_of(shared)
+    looks = [replace(decode(look), seen=decode(seen)) for look, seen in items]
+    with _one_thread(), stage("register"):
+        register_looks(looks, job.reference, job.config)
+    return encode({"looks": [replace(look, seen=Seen()) for look in looks], "times": take_times()})
+
+
+def do_batch(item: Sequence[bytes], shared: bytes) -> bytes:
+    """Work on one batch: records of looks in, a `BatchDone` out; difference images are on the disk then."""
+    setup: Setup = _shared_of(shared)
+    _choose_backend(setup.looks.config.backend)
+    return next(do_batches([[decode(look) for look in item]], setup))
+
+
+_backend_asked = ""
+
+
+def _choose_backend(name: str) -> None:
+    """Choose the backend of a process that works for a run, once."""
+    global _backend_asked
+    if _backend_asked != name:
+        use_backend(name)
+        _backend_asked = name
+
+
+def _one_thread() -> Any:
+    """BLAS on one thread: sums come out the same whatever frames stand beside one another, and cores are not shared."""
+    return _libraries.limit(limits=1, user_api="blas")
+
+
+_Ready = list[tuple[Look, Prepared]]
+_Pending = tuple[list[EpochOutcome], dict[str, float], Future[dict[str, float]]]
+
+
+def do_batches(batches: Iterable[Sequence[Look]], setup: Setup) -> Iterator[bytes]:
+    """Work on batches one after the other; the next is read and the last is written meanwhile.
+
+    At most three batches are held at a time.
+
+    Yields
+    ------
+    bytes
+        A `BatchDone`, when all its files are on the disk.
+    """
+    todo = iter(batches)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, _one_thread():
+        coming = _next(todo, setup, reader)
+        behind: _Pending | None = None
+        while coming is not None:
+            ready, failed, times = coming.result()
+            coming = _next(todo, setup, reader)
+            outcomes, products = _solved(ready, setup)
+            solve_times = take_times()
+            if behind is not None:
+                yield _written(*behind)
+            for name, seconds in times.items():
+                solve_times[name] = solve_times.get(name, 0.0) + seconds
+            behind = failed + outcomes, solve_times, writer.submit(_write, products, setup)
+        if behind is not None:
+            yield _written(*behind)
+
+
+def _next(todo: Iterator[Sequence[Look]], setup: Setup, reader: ThreadPoolExecutor) -> Future[Any] | None:
+    batch = next(todo, None)
+    return None if batch is None else reader.submit(_read, batch, setup)
+
+
+def _written(outcomes: list[EpochOutcome], times: dict[str, float], writing_them: Future[dict[str, float]]) -> bytes:
+    for name, seconds in writing_them.result().items():
+        times[name] = times.get(name, 0.0) + seconds
+    return encode(BatchDone(outcomes, active_backend().name, times))
+
+
+def _read(batch: Sequence[Look], setup: Setup) -> tuple[_Ready, list[EpochOutcome], dict[str, float]]:
+    """Cut the frames of a batch; those that cannot be are outcomes already."""
+    ready: _Ready = []
+    failed = []
+    store = setup.looks.store()
+    for look in batch:
+        start = time.perf_counter()
+        try:
+            with frame_errors(look.path), warnings_logged(look.path), stage("prepare"):
+                ready.append((look, prepare(partial(store.part, look), look.registration, setup.reference.region,
+                                            setup.reference.config)))
+            look.seconds += time.perf_counter() - start
+        except FrameError as error:
+            failed.append(EpochOutcome.of(look.failed(error)))
+    return ready, failed, take_times()
+
+
+def _solved(ready: _Ready, setup: Setup) -> tuple[list[EpochOutcome], list[Product]]:
+    """Upload, solve, download and measure; a batch that does not get through is tried in halves."""
+    if not ready:
+        return [], []
+    start = time.perf_counter()
+    try:
+        with frame_errors(ready[0][0].path):
+            placed, stack, ratio = _solve([prepared for _, prepared in ready], setup.reference)
+    except FrameError as error:
+        if len(ready) == 1:
+            return [EpochOutcome.of(ready[0][0].failed(error))], []
+        log.warning("a batch of %d frames failed (%s); going on with its halves", len(ready), error.reason)
+        half = len(ready) // 2
+        first, second = _solved(ready[:half], setup), _solved(ready[half:], setup)
+        return first[0] + second[0], first[1] + second[1]
+    shared = (time.perf_counter() - start) / len(ready)
+    outcomes, products = [], []
+    for i, (look, prepared) in enumerate(ready):
+        start = time.perf_counter()
+        look.flags |= prepared.flags
+        outcome, product = finish(look, stack, i, placed.bits[i], None if ratio is None else ratio[i],
+                                  setup.reference, setup.measures)
+        outcomes.append(replace(outcome, seconds=look.seconds + shared + time.perf_counter() - start))
+        products += [] if product is None else [product]
+    return outcomes, products
+
+
+def _solve(ready: Sequence[Prepared], reference: RunReference) -> tuple[PreparedBatch, DifferenceStack, Any]:
+    plan = reference.plan
+    with stage("transfer"):
+        placed = place_batch(ready, reference.region.shape, plan.backend)
+    with stage("solve"):
+        stack = plan.subtract(placed.data, placed.error, placed.mask, keep=KEEP)
+    with stage("transfer"):
+        return placed, stack.to_host(), None if placed.noise_ratio is None else to_host(placed.noise_ratio)
+
+
+def _write(products: Sequence[Product], setup: Setup) -> dict[str, float]:
+    """Write the difference images of a batch."""
+    if setup.reference.config.products:
+        for product in products:
+            path = setup.output / "difference" / f"{product.look.name}.fits"
+            with stage("write"), writing(path):
+                write_difference(path, product.look, product.stack, product.index, product.bits, setup.reference,
+                                 product.more)
+    return take_times()
