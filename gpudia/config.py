@@ -182,8 +182,9 @@ class RunConfig:
     aperture_radius : float or "auto"
         Radius of the aperture, pixels, the same in all frames. ``auto``: from the reference's FWHM.
     positions : str or path, optional
-        Table with further positions to be measured as if they were stars of the reference: columns ``x, y`` (0-based
-        pixels of the reference frame) or ``ra, dec`` (degrees), and ``id`` (else running numbers above the stars').
+        Table with further positions to be measured as if they were stars of the reference, and kept out of the kernel
+        fit as the target is: columns ``x, y`` (0-based pixels of the reference frame) or ``ra, dec`` (degrees), and
+        ``id`` (else running numbers above the stars').
     detect : float, optional
         Search every difference for what varies, known star or not, down to this significance (sigma, at least 3; 5 is
         usual). Default: no search.
