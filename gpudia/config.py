@@ -191,8 +191,9 @@ class RunConfig:
     zero_point, zero_point_err : float, optional
         Magnitude of 1 ADU on the reference and its error, instead of a catalog's.
     positions : str or path, optional
-        Table with further positions to be measured as if they were stars of the reference: columns ``x, y`` (0-based
-        pixels of the reference frame) or ``ra, dec`` (degrees), and ``id`` (else running numbers above the stars').
+        Table with further positions to be measured as if they were stars of the reference, and kept out of the kernel
+        fit as the target is: columns ``x, y`` (0-based pixels of the reference frame) or ``ra, dec`` (degrees), and
+        ``id`` (else running numbers above the stars').
     detect : float, optional
         Search every difference for what varies, known star or not, down to this significance (sigma, at least 3; 5 is
         usual). Default: no search.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import warnings
@@ -147,8 +148,10 @@ def inject(config: RunConfig, injection: Injection | None = None, progress: bool
     Each frame gets the stars with the PSF of its own stars, not with the one that the photometry will use, at the
     places where its registration has them, with the photon noise of their light, and in the brightness of its own scale
     in the run without them. The fluxes are compared in ADU of each frame, so that the scale is not tested (constant
-    stars do that: ``epsilon``). As many stars get fainter as brighter, except in ``paczynski``: eighty that all appear
-    in 320 x 320 px lift the fitted sky so that each comes out 6 % fainter, which a single variable would not.
+    stars do that: ``epsilon``). A single variable among many stars moves neither kernel nor sky; a hundred at once do:
+    so the injected stars are kept out of the fit, the model (sizes and degrees) is that of the run without them, and as
+    many get fainter as brighter, except in ``paczynski``. (Eighty that were in the fit and all appeared in 320 x 320 px
+    lifted the sky so that each came out 6 % fainter; on the sparse RISE frames they made a quarter of the kernel.)
     """
     injection = injection or Injection()
     if config.reference == "stack":
@@ -167,12 +170,21 @@ def inject(config: RunConfig, injection: Injection | None = None, progress: bool
     ids = -1 - np.arange(len(places))  # no catalog has these, whatever stars are found on the copies
     write_table(Table({"id": ids, "x": places[:, 0], "y": places[:, 1]}), output / "positions.ecsv")
     reference = copies[[one.is_reference for one in exposures].index(True)]
-    result = run(config.replace(
+    result = run(_same_model(config, output / "plain").replace(
         frames=tuple(map(str, copies)), output=str(output / "run"), reference=str(reference), products=True,
         positions=str(output / "positions.ecsv"), detect=config.detect or 5.0), progress)
     recovery = recover(output, result, exposures, ids, places, truth, injection.shape, config.detect or 5.0)
     write_injection_plot(recovery.epochs, recovery.bins, output / "injection.png")
     return recovery
+
+
+def _same_model(config: RunConfig, folder: Path) -> RunConfig:
+    """Return the settings with the sizes and degrees that an earlier run chose."""
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    chosen = next(line for line in reversed(lines) if line["event"] == "reference")
+    radius = fits.getval(folder / "reference.fits", "APRADIUS")
+    return config.replace(aperture_radius=radius, **{
+        name: chosen[name] for name in ("kernel_size", "spatial_degree", "background_degree")})
 
 
 def _prepare(config: RunConfig) -> Path:

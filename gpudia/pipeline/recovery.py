@@ -73,11 +73,12 @@ class Recovery:
             lines.append(f"{_NAMES[method]} fluxes: bias {100 * t['bias']:+.2f} +- {100 * t['bias_err']:.2f} % (PSF "
                          f"{100 * t['psf_part']:+.2f}, left {left:+.2f}); pulls {t['pull_mean']:+.2f} +- "
                          f"{t['pull_mean_err']:.2f}, width {t['pull_width']:.2f} +- {t['pull_width_err']:.2f}")
-        detected = np.asarray(table["detected"]) & np.asarray(table["usable"])
+        there = np.asarray(table["usable"]) & (np.asarray(table["expected"]) != 0)
+        detected = np.asarray(table["detected"]) & there
         at = ", ".join(f"{100 * share:.0f} % at {mag:.2f}" for share in (0.9, 0.5)
                        if math.isfinite(mag := self.magnitude_at(share)))
         lines.append(f"blind detection above {table.meta['threshold']:g} sigma: {int(detected.sum())} of "
-                     f"{int(table['usable'].sum())}" + (f"; {at} (-2.5 log10 of ADU of the reference)" if at else ""))
+                     f"{int(there.sum())}" + (f"; {at} (-2.5 log10 of ADU of the reference)" if at else ""))
         return "\n".join([*lines, f"plot: {self.output / 'injection.png'}"])
 
 

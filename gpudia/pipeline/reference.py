@@ -53,6 +53,8 @@ class RunReference:
         Pixels of the kernel.
     weights : dict of str to float
         Weights of the frames in a stack, by name, of sum 1; empty where the reference is one frame.
+    varying : (N, 2)
+        What is kept out of the kernel fit: the target and the positions that were given, in the cutout.
     """
 
     look: Look
@@ -65,6 +67,7 @@ class RunReference:
     config: RunConfig
     support: Any
     weights: dict[str, float] = field(default_factory=dict)
+    varying: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
 
     def is_made_of(self, look: Look) -> bool:
         """Whether the reference is this one frame."""
@@ -84,7 +87,7 @@ _STARS_PER_TERM = 30
 _BRIGHT = 50.0
 #: Highest degree tried by itself.
 _MOST_DEGREE = 2
-#: Radius around the target that is kept out of the kernel fit, in units of the FWHM.
+#: Radius around the target and around given positions that is kept out of the kernel fit, in units of the FWHM.
 _TARGET = 2.0
 
 
@@ -180,13 +183,14 @@ def _plan_of(reference: RunReference, config: RunConfig, support: Any) -> Refere
 
 
 def _make_plan(reference: RunReference, backend: Backend) -> ReferencePlan:
-    cutout, config, target = reference.cutout, reference.config, reference.target
+    cutout, config = reference.cutout, reference.config
     shape, degree = (cutout.data.shape[0], cutout.data.shape[1]), int(config.spatial_degree)
     fwhm = math.nan if reference.look.quality is None else reference.look.quality.fwhm
+    varying = _discs(reference.varying, shape, _TARGET * fwhm) if len(reference.varying) else None
     return ReferencePlan(
         to_device(cutout.data, backend), reference.kernel_size, error=to_device(np.sqrt(cutout.variance), backend),
         mask=to_device(cutout.mask != 0, backend),
-        fit_mask=None if target is None else to_device(_disc(target, shape, _TARGET * fwhm), backend),
+        fit_mask=None if varying is None else to_device(varying, backend),
         spatial_degree=degree, background_degree=config.background_degree, support=reference.support,
         scale_degree=degree if config.scale_degree == "auto" else min(int(config.scale_degree), degree),
         smoothness=config.smoothness,
@@ -223,15 +227,24 @@ def reference_of(look: Look, cutout: Frame, region: Region, looks: Sequence[Look
     if 2 * size > min(region.shape):
         raise ConfigError(f"kernel_size must be at most half the region's shorter side ({min(region.shape)} px), "
                           f"got {size}")
-    stars = with_positions(_stars_in(look, region), config.positions, look.wcs, region)
+    found = _stars_in(look, region)
+    stars = with_positions(found, config.positions, look.wcs, region)
     target, note = _target(config, look, region, stars, fwhm)
-    return RunReference(look, cutout, region, stars, target, note, size, config, config.kernel_support)
+    given = stars[len(found):]
+    varying = [*zip(given["x_cutout"], given["y_cutout"], strict=True), *([] if target is None else [target])]
+    return RunReference(look, cutout, region, stars, target, note, size, config, config.kernel_support,
+                        varying=np.array(varying, dtype=float).reshape(-1, 2))
 
 
-def _disc(centre: tuple[float, float], shape: tuple[int, int], radius: float) -> np.ndarray:
-    """Pixels within `radius` of (x, y); the target varies, and a bright one would pull the kernel's scale with it."""
-    y, x = np.ogrid[:shape[0], :shape[1]]
-    return (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= (radius if math.isfinite(radius) else 6.0) ** 2
+def _discs(centres: np.ndarray, shape: tuple[int, int], radius: float) -> np.ndarray:
+    """Pixels within `radius` of places (x, y): what varies there would pull the kernel and the sky with it."""
+    radius, mask = radius if math.isfinite(radius) else 6.0, np.zeros(shape, bool)
+    for x, y in centres:
+        rows, columns = (slice(max(math.floor(c - radius), 0), max(math.ceil(c + radius) + 1, 0)) for c in (y, x))
+        inside = mask[rows, columns]
+        dy, dx = np.arange(inside.shape[0]) + rows.start - y, np.arange(inside.shape[1]) + columns.start - x
+        inside |= dx**2 + dy[:, None] ** 2 <= radius**2
+    return mask
 
 
 def _stars_in(look: Look, region: Region) -> Table:
