@@ -193,7 +193,7 @@ def make_frame(
     _refuse_noiseless(maps, mask == 0, path)
     values = np.where(np.isfinite(values), values, maps.sky).astype(values.dtype, copy=False)
     facts, flags = _complete(facts, values, mask, maps, dtype, layout, path)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         mask[values >= facts["saturation"]] |= PIXEL_FLAGS.saturated
     good = mask == 0
     _refuse_empty(values, good, path)
