@@ -30,6 +30,7 @@ OK, NOTHING_DONE, WRONG_USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 log = logging.getLogger("gpudia.cli")
 
+_FORMATS = ("ecsv", "csv", "parquet", "pylima", "mulensmodel", "lightkurve")
 # Settings of `gpudia run` that are a plain value: name of the setting, placeholder, help.
 _RUN_VALUES = (
     ("size", "PX", "side of the region around the target"),
@@ -51,6 +52,11 @@ _RUN_VALUES = (
     ("detection_threshold", "SIGMA", "faintest peak taken for a star"),
     ("max_stars", "N", "most stars detected per frame"),
     ("aperture_radius", "auto|PX", "radius of the aperture"),
+    ("photometric_catalog", "auto|none|FILE", "table with ra, dec and magnitudes that gives the zero point; auto: the "
+     "reference frame's own catalog, where it has magnitudes"),
+    ("magnitude_column", "NAME", "its column of magnitudes"),
+    ("zero_point", "MAG", "magnitude of 1 ADU on the reference, instead of a catalog's"),
+    ("zero_point_err", "MAG", "its error"),
     ("positions", "FILE", "table with further positions to be measured: columns x, y (0-based pixels of the reference "
      "frame) or ra, dec"),
     ("gain", "E/ADU", "instead of the headers' gain"),
@@ -180,18 +186,36 @@ def _subtract(args: argparse.Namespace) -> int:
 
 
 def _lightcurve(args: argparse.Namespace) -> int:
+    from gpudia.photometry.exports import export_all, export_star
+
     if (args.ra is None) != (args.dec is None):
         raise ConfigError("--ra and --dec must be given together, got only one of them")
-    if args.format == "parquet" and not args.output:
-        raise ConfigError("--output must be given with --format parquet, got nothing")
+    if args.format in ("parquet", "lightkurve") and not args.output:
+        raise ConfigError(f"--output must be given with --format {args.format}, got nothing")
     if args.output and args.output.exists() and not args.overwrite:
         raise ConfigError(f"--output must be a new file (or say --overwrite), got {args.output}")
-    curves = import_module("gpudia.photometry").read_lightcurves(args.folder)
-    source = args.source
-    if args.ra is not None:
-        source = _nearest_source(curves.sources, args.ra, args.dec, args.radius)
-    _write_curves(curves, source, args)
+    if args.target:
+        series = _target_series(args.folder)
+    else:
+        curves = import_module("gpudia.photometry").read_lightcurves(args.folder)
+        source = args.source
+        if args.ra is not None:
+            source = _nearest_source(curves.sources, args.ra, args.dec, args.radius)
+        if source is None:
+            export_all(curves, args.output or sys.stdout, args.format)
+            return OK
+        series = curves.timeseries(source)
+    export_star(series, args.output or sys.stdout, args.format, args.quantity)
     return OK
+
+
+def _target_series(folder: Path) -> Any:
+    from astropy.timeseries import TimeSeries
+
+    path = folder / "target.ecsv"
+    if not path.is_file():
+        raise InputError(f"--target needs the folder of a run with --ra and --dec, got {folder}: no target.ecsv there")
+    return TimeSeries.read(path, format="ascii.ecsv", time_column="time")
 
 
 def _nearest_source(sources: Any, ra: str, dec: str, radius: float) -> Any:
@@ -208,37 +232,6 @@ def _nearest_source(sources: Any, ra: str, dec: str, radius: float) -> Any:
     best = int(np.nanargmin(distance))
     log.info("source %s, %.2f arcsec away", sources["source_id"][best], distance[best])
     return sources["source_id"][best]
-
-
-def _write_curves(curves: Any, source: Any, args: argparse.Namespace) -> None:
-    if args.format == "parquet" and source is None:
-        curves.to_parquet(args.output)
-        return
-    table = curves.to_table() if source is None else curves.timeseries(source)
-    if args.format != "ecsv":
-        table = _without_mixins(table)
-    form = "parquet" if args.format == "parquet" else f"ascii.{args.format}"
-    if args.output is None:
-        table.write(sys.stdout, format=form)
-    else:
-        import_module("gpudia.images").write_atomically(
-            args.output, lambda path: table.write(path, format=form, overwrite=True))
-
-
-def _without_mixins(table: Any) -> Any:
-    """Return a plain table: a Time column ``time`` becomes ``mjd``; CSV and Parquet have no other way to say it."""
-    import numpy as np
-    from astropy.table import Column, Table
-    from astropy.time import Time
-
-    plain = Table()
-    for name in table.colnames:
-        column = table[name]
-        if isinstance(column, Time):
-            plain["mjd" if name == "time" else name] = Column(np.ma.filled(np.ma.asarray(column.mjd), np.nan))
-        else:
-            plain[name] = getattr(column, "value", column)
-    return plain
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -393,12 +386,16 @@ def _add_lightcurve(commands: Any) -> None:
                           "gpudia lightcurve event --ra 17:51:40.2 --dec -29:53:26 --format csv")
     parser.add_argument("folder", type=Path, metavar="OUT", help="output folder of gpudia run")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--source", type=int, metavar="ID", help="one star by its source_id (default: all stars)")
+    which.add_argument("--source", metavar="ID", help="one star by its source_id (default: all stars)")
+    which.add_argument("--target", action="store_true", help="or the target of the run")
     which.add_argument("--ra", help="or the star nearest to this position, degrees or hours:minutes:seconds")
     parser.add_argument("--dec", help="degrees or degrees:minutes:seconds")
     parser.add_argument("--radius", type=float, default=2.0, metavar="ARCSEC",
                         help="how far that star may be (default: %(default)s)")
-    parser.add_argument("--format", choices=("ecsv", "csv", "parquet"), default="ecsv", help="(default: %(default)s)")
+    parser.add_argument("--format", choices=_FORMATS, default="ecsv",
+                        help="(default: %(default)s); pylima, mulensmodel: three columns of text, lightkurve: FITS")
+    parser.add_argument("--quantity", choices=("flux", "mag", "flux_diff"), default="flux",
+                        help="what the three columns hold (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 

@@ -11,9 +11,9 @@ from gpudia.images.noise import estimate_variance, sky_and_noise
 from gpudia.images.reading import read_frame
 from gpudia.images.registration import register
 from gpudia.images.series import check_mixture, check_series, flux_noise, rank_references
-from gpudia.images.times import barycentric_times, site_of
 from gpudia.images.transforms import Registration, identity_registration
 from gpudia.images.writing import write_atomically, write_hdus, write_table
+from gpudia.times import barycentric_times, site_of
 
 __all__ = [
     "Frame",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from astropy.table import Table
+from scipy.spatial import cKDTree
 
 from gpudia.backend import Backend, active_backend, to_device
 from gpudia.config import RunConfig
@@ -79,6 +80,8 @@ class RunReference:
             return _make_plan(self, active_backend())
 
 
+#: Entries of a catalog nearer to each other than this are one star, pixels.
+_ONE_PLACE = 0.5
 #: Bright stars in the region for every polynomial term of the kernel.
 _STARS_PER_TERM = 30
 _BRIGHT = 50.0
@@ -261,7 +264,19 @@ def _stars_in(look: Look, region: Region) -> Table:
     table["x"], table["y"] = xy.T
     table["x_cutout"], table["y_cutout"] = region.to_cutout(xy).T
     table["flags"] = np.asarray(found["flags"])[inside] if "flags" in found.colnames else np.zeros(len(xy), np.int32)
+    table["flags"][_duplicates(xy)] |= SOURCE_FLAGS.duplicate
     return table
+
+
+def _duplicates(xy: np.ndarray) -> list[int]:
+    """Rows that lie within half a pixel of an earlier one that is none of these itself."""
+    found: set[int] = set()
+    for first, second in sorted(cKDTree(xy).query_pairs(_ONE_PLACE)) if len(xy) else ():
+        if first not in found:
+            found.add(second)
+    if found:
+        log.warning("%d stars of the catalog within %g px of another: flagged duplicate", len(found), _ONE_PLACE)
+    return sorted(found)
 
 
 def _target(config: RunConfig, look: Look, region: Region, stars: Table, fwhm: float) -> tuple[Any, str]:

@@ -26,7 +26,8 @@ from gpudia.pipeline.tasks import BatchDone, Setup
 __all__ = ["RunState", "batch_key", "digest", "has_batches", "inputs_of"]
 
 #: Settings that a run may be gone on with under other values: they do not change what was done.
-_FREE = ("frames", "output", "products", "resume", "overwrite", "workers", "readers", "dask", "batch_size")
+_FREE = ("frames", "output", "products", "resume", "overwrite", "workers", "readers", "dask", "batch_size",
+         "photometric_catalog", "magnitude_column", "zero_point", "zero_point_err")
 
 
 def digest(*values: Any) -> str:
