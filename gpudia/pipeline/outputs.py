@@ -236,7 +236,7 @@ def _light_curves(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference
     sources["flags"] = (np.asarray(sources["flags"]) | measures.flags[best][:n]).astype(np.int32)
     ok = np.isin(epochs["name"], [look.name for look in done])
     epochs = Table(epochs[ok], meta={})
-    add_variability(sources, epochs, planes)
+    add_variability(sources, epochs, planes, measures.radius)
     return LightCurves(sources, epochs, planes)
 
 
