@@ -186,7 +186,7 @@ def _subtract(args: argparse.Namespace) -> int:
 
 
 def _lightcurve(args: argparse.Namespace) -> int:
-    from gpudia.photometry.exports import export_all, export_star
+    from gpudia.photometry.exports import export_all, export_star, read_target
 
     if (args.ra is None) != (args.dec is None):
         raise ConfigError("--ra and --dec must be given together, got only one of them")
@@ -195,7 +195,7 @@ def _lightcurve(args: argparse.Namespace) -> int:
     if args.output and args.output.exists() and not args.overwrite:
         raise ConfigError(f"--output must be a new file (or say --overwrite), got {args.output}")
     if args.target:
-        series = _target_series(args.folder)
+        series = read_target(args.folder)
     else:
         curves = import_module("gpudia.photometry").read_lightcurves(args.folder)
         source = args.source
@@ -207,15 +207,6 @@ def _lightcurve(args: argparse.Namespace) -> int:
         series = curves.timeseries(source)
     export_star(series, args.output or sys.stdout, args.format, args.quantity)
     return OK
-
-
-def _target_series(folder: Path) -> Any:
-    from astropy.timeseries import TimeSeries
-
-    path = folder / "target.ecsv"
-    if not path.is_file():
-        raise InputError(f"--target needs the folder of a run with --ra and --dec, got {folder}: no target.ecsv there")
-    return TimeSeries.read(path, format="ascii.ecsv", time_column="time")
 
 
 def _nearest_source(sources: Any, ra: str, dec: str, radius: float) -> Any:

@@ -165,7 +165,7 @@ def test_the_command_writes_each_format(curves, tmp_path, capsys):
     assert main(["lightcurve", str(tmp_path), "--format", "pylima"]) == 2
     assert "choose one star" in capsys.readouterr().err
     assert main(["lightcurve", str(tmp_path), "--target"]) == 2
-    assert "--target needs the folder of a run with --ra and --dec" in capsys.readouterr().err
+    assert "target needs the folder of a run with --ra and --dec" in capsys.readouterr().err
     curves.timeseries(6).write(tmp_path / "target.ecsv", format="ascii.ecsv")
     assert main(["lightcurve", str(tmp_path), "--target", "--format", "mulensmodel", "--quantity", "flux_diff"]) == 0
     assert_allclose(np.loadtxt(io.StringIO(capsys.readouterr().out))[:, 1], FLUX[GOOD] - 1000, rtol=1e-6)

@@ -22,7 +22,8 @@ from gpudia.photometry.lightcurves import LightCurves, table_hdu, write_whole
 from gpudia.photometry.stamps import FloatArray
 from gpudia.photometry.variability import UNUSABLE
 
-__all__ = ["FORMATS", "QUANTITIES", "export_all", "export_star", "lightkurve_hdus", "plain_table", "three_columns"]
+__all__ = ["FORMATS", "QUANTITIES", "export_all", "export_star", "lightkurve_hdus", "plain_table", "read_target",
+           "three_columns"]
 
 FORMATS = ("ecsv", "csv", "parquet", "pylima", "mulensmodel", "lightkurve")
 QUANTITIES = ("flux", "mag", "flux_diff")
@@ -34,6 +35,20 @@ _HOW_TO_READ = {
               "lightcurve_units=['JD', '{u}', '{u}'])",
     "mulensmodel": "MulensModel: MulensData(file_name=FILE, phot_fmt='{q}')",
 }
+
+
+def read_target(folder: str | os.PathLike[str]) -> TimeSeries:
+    """Read the target's light curve out of the output folder of a run.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    path = Path(folder) / "target.ecsv"
+    if not path.is_file():
+        raise InputError(f"target needs the folder of a run with --ra and --dec, got {folder}: no target.ecsv there")
+    return TimeSeries.read(path, format="ascii.ecsv", time_column="time")
 
 
 def export_star(series: TimeSeries, to: str | os.PathLike[str] | TextIO, form: str, quantity: str = "flux") -> None:
