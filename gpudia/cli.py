@@ -226,6 +226,12 @@ def _nearest_source(sources: Any, ra: str, dec: str, radius: float) -> Any:
     return sources["source_id"][best]
 
 
+def _compare(args: argparse.Namespace) -> int:
+    compare_runs = import_module("gpudia.report").compare_runs
+    print(compare_runs(args.run, args.other, args.output, args.overwrite).summary())
+    return OK
+
+
 def _info(args: argparse.Namespace) -> int:
     facts = {"gpudia": __version__, **import_module("gpudia.backend").backend_info()}
     for package in ("astropy", "photutils"):
@@ -260,7 +266,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 ok, 1 nothing could be done, 2 wrong usage, 3 finished but some images failed.")
     parser.add_argument("--version", action="version", version=f"gpudia {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_run, _add_inject, _add_subtract, _add_lightcurve, _add_info):
+    for add in (_add_demo, _add_run, _add_inject, _add_subtract, _add_lightcurve, _add_compare,
+                _add_info):
         add(commands)
     return parser
 
@@ -389,6 +396,15 @@ def _add_lightcurve(commands: Any) -> None:
     parser.add_argument("--quantity", choices=("flux", "mag", "flux_diff"), default="flux",
                         help="what the three columns hold (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _add_command(commands, "compare", _compare, "compare two runs of the same frames, with other settings or "
+                          "against other references", "gpudia compare event event-degree2")
+    parser.add_argument("run", type=Path, metavar="RUN", help="output folder of gpudia run")
+    parser.add_argument("other", type=Path, metavar="OTHER", help="another one")
+    parser.add_argument("--output", type=Path, metavar="FILE.html", help="default: comparison.html in RUN")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 

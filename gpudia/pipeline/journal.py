@@ -25,7 +25,7 @@ __all__ = ["PIECES", "STATE", "Journal", "locked", "log_to", "prepare_output"]
 STATE, PIECES, _LOCK = "state/records", "state/pieces", "state/lock"
 
 #: What a run writes: with `overwrite` these are removed first, and nothing else is.
-_RESULTS = ("epochs.ecsv", "target.ecsv", "lightcurves.fits", "reference.fits", "report.html",
+_RESULTS = ("epochs.ecsv", "target.ecsv", "lightcurves.fits", "reference.fits", "report.html", "comparison.html",
             "candidates.ecsv", "detections.ecsv", "variables.ecsv")
 #: Records of a run: not in the way of the next one where it came to nothing.
 _RECORDS = ("run.toml", "journal.jsonl", "gpudia.log")

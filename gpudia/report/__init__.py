@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from gpudia.images.writing import write_atomically
 from gpudia.report.candidates import write_thumbnails
+from gpudia.report.comparison import Comparison, compare_runs
 from gpudia.report.data import read_run
-from gpudia.report.page import Pictures, build_page
+from gpudia.report.page import build_page
 from gpudia.report.plots import (
     DARK,
     LIGHT,
@@ -24,9 +25,13 @@ from gpudia.report.plots import (
     variables_figure,
 )
 from gpudia.report.scatter import most_variable, star_scatter
+from gpudia.report.sections import Content
 from gpudia.report.stamps import choose_epochs, make_stamps
 
-__all__ = ["write_report"]
+__all__ = ["Comparison", "compare_runs", "write_report"]
+
+#: Points of light curves on the page, about: of long series fewer stars are offered beside the target.
+_MOST_POINTS = 24000
 
 
 def write_report(output: Path) -> Path:
@@ -50,28 +55,29 @@ def write_report(output: Path) -> Path:
     """
     output = Path(output)
     run = read_run(output)
-    stamps = make_stamps(run, choose_epochs(run.epochs))
-    scatter = star_scatter(run)
-    pictures = Pictures(
-        scatter=_themes(lambda theme: scatter_figure(scatter, theme)),
-        conditions=_themes(lambda theme: conditions_figure(run.epochs, theme)),
-        target=render(target_figure(run.target)) if run.target else None,
+    content = Content(
+        run=run,
+        stamps=make_stamps(run, choose_epochs(run.epochs, run.target)),
+        scatter=(scatter := star_scatter(run)),
+        stars=most_variable(run, max(2, min(8, _MOST_POINTS // max(1, len(run.curve_epochs))))),
+        scatter_png=_themes(lambda theme: scatter_figure(scatter, theme)),
+        conditions_png=_themes(lambda theme: conditions_figure(run.epochs, theme)),
+        target_png=render(target_figure(run.target)) if run.target else None,
+        thumbnails=write_thumbnails(output, run),
     )
     plots = {
-        "target_lightcurve": pictures.target,
-        "stamps": render(stamps_figure(stamps)),
-        "kernels": render(kernels_figure(stamps)),
-        "constant_stars": pictures.scatter[0],
-        "conditions": pictures.conditions[0],
+        "target_lightcurve": content.target_png,
+        "stamps": render(stamps_figure(content.stamps)),
+        "kernels": render(kernels_figure(content.stamps)),
+        "constant_stars": content.scatter_png[0],
+        "conditions": content.conditions_png[0],
         "variables": render(variables_figure(most_variable(run, 10))),
     }
     (output / "plots").mkdir(exist_ok=True)
     for name, png in plots.items():
         if png is not None:
             _write(output / "plots" / f"{name}.png", png)
-    write_thumbnails(output, run)
-    page = build_page(run, stamps, scatter, most_variable(run), pictures)
-    return _write(output / "report.html", page.encode("utf-8"))
+    return _write(output / "report.html", build_page(content).encode("utf-8"))
 
 
 def _themes(draw: Callable[[Theme], Figure]) -> tuple[bytes, bytes]:

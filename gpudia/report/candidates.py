@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from astropy.table import Table
 from matplotlib.figure import Figure
 
 from gpudia.flags import CANDIDATE_FLAGS, PIXEL_FLAGS
@@ -28,15 +27,15 @@ _HALF, _ZOOM = 20, 4
 _MOST, _ON_SHEET = 200, 16
 
 
-def write_thumbnails(output: Path, run: RunData) -> None:
+def write_thumbnails(output: Path, run: RunData) -> dict[int, Picture]:
     """Write ``candidates/ID.png`` (reference, image, difference, score; y upwards) and ``plots/candidates.png``.
 
-    Nothing is written where no search was asked for, or no difference images.
+    Nothing is written where no search was asked for, or no difference images. Returns the thumbnails by the candidates'
+    ids, those without a doubt first, not enlarged.
     """
-    path = output / "candidates.ecsv"
-    if not path.exists():
-        return
-    table = Table.read(path)[:_MOST]
+    if not len(run.candidates):
+        return {}
+    table = run.candidates[:_MOST]
     strips: dict[int, Picture] = {}
     for image in dict.fromkeys(table["image"].tolist()):
         rows = [row for row in table if row["image"] == image]
@@ -47,10 +46,11 @@ def write_thumbnails(output: Path, run: RunData) -> None:
     for number, strip in strips.items():
         content = encode_png(strip.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1))
         write_atomically(output / "candidates" / f"{number}.png", lambda p, content=content: p.write_bytes(content))
+    shown = sorted((row for row in table if row["id"] in strips), key=lambda row: _doubted(row["flags"]))
     if strips:
-        shown = sorted((row for row in table if row["id"] in strips), key=lambda row: _doubted(row["flags"]))
         sheet = render(_sheet(shown[:_ON_SHEET], strips))
         write_atomically(output / "plots" / "candidates.png", lambda p: p.write_bytes(sheet))
+    return {int(row["id"]): strips[int(row["id"])] for row in shown}
 
 
 def _doubted(flags: int) -> bool:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from gpudia.errors import InputError
 from gpudia.flags import SOURCE_FLAGS
+from gpudia.messages import printable
 
 __all__ = ["Curve", "Epoch", "RunData", "numbers", "read_run", "words"]
 
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float64]
 #: What can go wrong in a file of the folder that is absent, cut short or made by another version.
 UNREADABLE = (OSError, KeyError, ValueError, TypeError, IndexError)
+#: Texts of epochs.ecsv that an `Epoch` has as attributes.
+_OWN_TEXTS = ("name", "file", "status", "reason")
 _FITS_SUFFIXES = (".fz", ".gz", ".fits", ".fit", ".fts")
 _STRUCTURE = {"SIMPLE", "BITPIX", "NAXIS", "EXTEND", "COMMENT", "HISTORY", "", "CHECKSUM", "DATASUM", "EXTNAME"}
 
@@ -75,7 +78,9 @@ class RunData:
     """The output folder of a run in memory (images stay on disk but for the reference).
 
     `planes` are (n_ok, n_sources) arrays of ``lightcurves.fits`` by name; `reference` is (H, W) in ADU with NaN
-    where masked; `position` is the target as (x, y), 0-based pixel centres of the reference image.
+    where masked; `position` is the target as (x, y), 0-based pixel centres of the reference image. `stages` are the
+    seconds of work by stage and `wall` those that went by, where the run says so. `variables` and `candidates` are the
+    tables of these names, without rows where a run made none; `files` are the names of the folder's files.
     """
 
     output: Path
@@ -88,6 +93,11 @@ class RunData:
     position: tuple[float, float] | None
     settings: dict[str, Any]
     facts: dict[str, str]
+    stages: dict[str, float] = field(default_factory=dict)
+    wall: float = np.nan
+    variables: Table = field(default_factory=Table)
+    candidates: Table = field(default_factory=Table)
+    files: frozenset[str] = frozenset()
 
     def count(self, status: str) -> int:
         """Return the number of epochs with this status."""
@@ -123,8 +133,35 @@ def read_run(output: Path) -> RunData:
         reference=reference,
         position=_target_position(settings, header),
         settings=settings,
-        facts={**{str(k): str(v) for k, v in rows.meta.items() if not str(k).startswith("__")}, **facts},
+        facts={**_texts_of(rows.meta), **facts},
+        stages=_stages(rows.meta.get("stages")),
+        wall=_stages({"wall": rows.meta.get("wall")}).get("wall", np.nan),
+        variables=_read_optional(output / "variables.ecsv"),
+        candidates=_read_optional(output / "candidates.ecsv"),
+        files=frozenset(p.name for p in output.iterdir()),
     )
+
+
+def _texts_of(meta: dict[str, Any]) -> dict[str, str]:
+    return {str(k): printable(v) for k, v in meta.items() if not (str(k).startswith("__") or k in ("stages", "wall"))}
+
+
+def _stages(given: Any) -> dict[str, float]:
+    """Seconds by stage, as far as they are numbers."""
+    if not isinstance(given, dict):
+        return {}
+    return {printable(k): float(v) for k, v in given.items() if isinstance(v, int | float) and np.isfinite(v)}
+
+
+def _read_optional(path: Path) -> Table:
+    """A table that not every run makes."""
+    if not path.is_file():
+        return Table()
+    try:
+        return Table.read(path, format="ascii.ecsv")
+    except UNREADABLE as error:
+        log.warning("report: %s left out: %s", path.name, error)
+        return Table()
 
 
 def numbers(table: Table, column: str, default: float = np.nan) -> FloatArray:
@@ -140,7 +177,7 @@ def words(table: Table, column: str) -> list[str]:
     if column not in table.colnames:
         return [""] * len(table)
     values = table[column].filled("") if hasattr(table[column], "filled") else table[column]
-    return [str(v).strip() for v in values]
+    return [printable(v).strip() for v in values]
 
 
 def frame_name(file: str) -> str:
@@ -166,7 +203,7 @@ def _epoch_list(rows: Table, folder: Path) -> list[Epoch]:
     statuses, reasons = words(rows, "status"), words(rows, "reason")
     flags = numbers(rows, "flags", 0).astype(np.int64)
     numeric = {c: numbers(rows, c) for c in rows.colnames if rows[c].dtype.kind in "iuf"}
-    texts = {c: words(rows, c) for c in ("filter", "instrument") if c in rows.colnames}
+    texts = {c: words(rows, c) for c in rows.colnames if rows[c].dtype.kind in "UO" and c not in _OWN_TEXTS}
     return [
         Epoch(
             index=i,
@@ -250,7 +287,7 @@ def _read_reference(path: Path) -> tuple[FloatArray | None, fits.Header, dict[st
 
 def _cards(headers: Iterable[fits.Header]) -> dict[str, str]:
     return {
-        card.keyword: str(card.value)
+        card.keyword: printable(card.value)
         for header in headers
         for card in header.cards
         if card.keyword.rstrip("0123456789") not in _STRUCTURE and not isinstance(card.value, fits.card.Undefined)

@@ -6,11 +6,13 @@ import math
 from collections import Counter
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS, SOURCE_FLAGS, FlagTable
 from gpudia.report.data import Curve, Epoch, RunData
+from gpudia.report.tables import flags_column, numbers_column, table_place, texts_column
 
 __all__ = ["common_facts", "epoch_table", "failures", "flag_badges", "flag_legend", "status_badge"]
 
@@ -34,28 +36,50 @@ _COLUMNS = (
     ("saturated_fraction", "saturated", "share of the pixels that are saturated"),
 )
 _NOT_NUMBERS = {"mjd", "flags"}
-_FORMS = {"bjd_tdb": "{:.6f}", "saturated_fraction": "{:.1g}"}
+_DECIMALS = {"bjd_tdb": 6}
 #: Whole numbers, for which -1 stands for: not counted.
 _COUNTS = {"n_stars", "n_matched", "n_masked", "n_clipped", "n_pixels", "iterations"}
+_MOST_REASONS = 30
 #: Texts that are a column where the images differ in them: (column, head, what it means).
 _TEXTS = (("filter", "filter", "from the header"), ("instrument", "instrument", "from the header"))
 
 
-def epoch_table(run: RunData, with_stamp: set[int]) -> str:
-    """Return the sortable table; names link to the stamps of the epochs in `with_stamp`."""
-    columns, texts = _columns(run.epochs), _texts(run.epochs)
-    flux = _target_fluxes(run.target)
-    heads = [("image", "file"), ("status", "verdict"), ("why", "reason and flags"), ("MJD", "mid-exposure, UTC, days")]
-    heads += [("target flux (ADU)", "flux in ADU of the reference")] if flux else []
-    heads += [(head, meaning) for _, head, meaning in texts + columns]
-    head = "".join(
-        f'<th scope="col"><button type="button" title="{escape(m)}">{escape(h)}</button></th>' for h, m in heads
-    )
-    rows = "".join(_row(e, columns, texts, flux, e.index in with_stamp) for e in run.epochs)
-    return (
-        '<div class="scroller" tabindex="0" role="region" aria-label="Table of epochs">'
-        f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+def epoch_table(run: RunData) -> str:
+    """Return the place of the sortable table; names link to the stamps of their epochs."""
+    epochs = run.epochs
+    folder = _folder([e.file for e in epochs])
+    columns = [
+        texts_column("image", "file", [e.name for e in epochs], "name", link="stamp", folder=folder,
+                     files=[e.file[len(folder):] for e in epochs]),
+        texts_column("status", "verdict", [e.status for e in epochs], "status"),
+        flags_column("why", "reason and flags", [e.flags for e in epochs], FRAME_FLAGS, [e.reason for e in epochs],
+                     anchors=True),
+        numbers_column("MJD", "mid-exposure, UTC, days", [e.mjd for e in epochs], decimals=5),
+    ]
+    if run.target is not None:
+        columns.append(_target_column(run.target, epochs))
+    texts = [(c, texts_column(head, meaning, [e.texts[c] for e in epochs])) for c, head, meaning in _texts(epochs)]
+    first = {c for c, _, _ in _TEXTS}
+    columns += [column for c, column in texts if c in first]
+    columns += [
+        numbers_column(head, meaning, [_counted(e, column) for e in epochs], decimals=_DECIMALS.get(column))
+        for column, head, meaning in _columns(epochs)
+    ]
+    columns += [column for c, column in texts if c not in first]
+    return table_place("epochs", columns, "Table of epochs", "epochs.ecsv", "epoch")
+
+
+def _folder(files: list[str]) -> str:
+    """Folder that all files share, with its slash, to be stored once; empty where there is none."""
+    folders = {file[: file.rfind("/") + 1] for file in files}
+    return folders.pop() if len(folders) == 1 else ""
+
+
+def _target_column(target: Curve, epochs: list[Epoch]) -> dict[str, Any]:
+    flux = {n: (f, e) for n, f, e in zip(target.names, target.flux, target.flux_err, strict=True)}
+    pairs = [flux.get(e.name, (np.nan, np.nan)) if e.status == "ok" else (np.nan, np.nan) for e in epochs]
+    return numbers_column("target flux (ADU)", "flux in ADU of the reference", [p[0] for p in pairs], digits=7,
+                          errors=[p[1] for p in pairs])
 
 
 def common_facts(epochs: list[Epoch]) -> str:
@@ -74,7 +98,10 @@ def _exposures(epochs: list[Epoch]) -> set[float]:
 
 
 def _texts(epochs: list[Epoch]) -> list[tuple[str, str, str]]:
-    return [t for t in _TEXTS if len(_known(epochs, t[0])) > 1]
+    """Texts in which the images differ: those from the header first, then every other that the run wrote."""
+    known = [c for c, _, _ in _TEXTS]
+    others = [(c, c.replace("_", " "), c) for c in (epochs[0].texts if epochs else ()) if c not in known]
+    return [t for t in (*_TEXTS, *others) if len(_known(epochs, t[0])) > 1]
 
 
 def _columns(epochs: list[Epoch]) -> list[tuple[str, str, str]]:
@@ -87,61 +114,9 @@ def _columns(epochs: list[Epoch]) -> list[tuple[str, str, str]]:
     return [c for c in _COLUMNS if c[0] in present] + others
 
 
-def _target_fluxes(target: Curve | None) -> dict[str, tuple[float, float]]:
-    if target is None:
-        return {}
-    return {n: (float(f), float(e)) for n, f, e in zip(target.names, target.flux, target.flux_err, strict=True)}
-
-
-def _row(
-    epoch: Epoch, columns: list[tuple[str, str, str]], texts: list[tuple[str, str, str]],
-    flux: dict[str, tuple[float, float]], linked: bool,
-) -> str:  # fmt: skip
-    name = escape(epoch.name)
-    link = f'<a href="#stamp-{epoch.index}">{name}</a>' if linked else name
-    cells = [
-        f'<td class="name" title="{escape(epoch.file)}" data-sort="{name}">{link}</td>',
-        f'<td data-sort="{escape(epoch.status)}">{status_badge(epoch.status)}</td>',
-        f'<td class="verdict">{escape(epoch.reason)} {flag_badges(epoch.flags)}</td>',
-        _number_cell(epoch.mjd, "{:.5f}"),
-    ]
-    if flux:
-        cells.append(_flux_cell(flux.get(epoch.name) if epoch.status == "ok" else None))
-    cells += [f"<td>{escape(epoch.texts.get(column, ''))}</td>" for column, _, _ in texts]
-    cells += [_number_cell(_counted(epoch, column), _FORMS.get(column, "{:.4g}")) for column, _, _ in columns]
-    left_out = ' class="left-out"' if epoch.status == "skipped" else ""
-    return f'<tr id="epoch-{epoch.index}"{left_out}>{"".join(cells)}</tr>'
-
-
 def _counted(epoch: Epoch, column: str) -> float:
     value = epoch[column]
     return math.nan if column in _COUNTS and value < 0 else value
-
-
-def _number_cell(value: float, form: str = "{:.4g}") -> str:
-    if not np.isfinite(value):
-        return '<td class="number" data-sort="">\N{EN DASH}</td>'
-    return f'<td class="number" data-sort="{value:.12g}">{_minus(form, value)}</td>'
-
-
-def _minus(form: str, value: float) -> str:
-    whole = value == round(value) and abs(value) < 1e7
-    return (f"{value:.0f}" if whole else form.format(value)).replace("-", "\N{MINUS SIGN}")
-
-
-def _flux_cell(pair: tuple[float, float] | None) -> str:
-    if pair is None or not np.isfinite(pair[0]):
-        return _number_cell(np.nan)
-    text = _with_error(*pair).replace("-", "\N{MINUS SIGN}")
-    return f'<td class="number" data-sort="{pair[0]:.12g}">{text}</td>'
-
-
-def _with_error(value: float, error: float) -> str:
-    """The value to the second significant digit of its error."""
-    if not (np.isfinite(error) and error > 0):
-        return f"{value:.6g}"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def status_badge(status: str) -> str:
@@ -165,21 +140,27 @@ def failures(epochs: list[Epoch]) -> str:
 
 
 def _reasons(epochs: list[Epoch]) -> str:
-    groups: dict[tuple[str, str, int], list[str]] = {}
+    groups: dict[tuple[str, str], list[Epoch]] = {}
     for e in epochs:
-        if e.status != "ok":
-            key = (e.status, e.reason, e.flags)
-            if e.status == "skipped":  # those that one condition leaves out belong together, whatever was found in each
-                key = (e.status, e.reason.split(", got ")[0], 0)
-            groups.setdefault(key, []).append(Path(e.file).name or e.name)
+        if e.status != "ok":  # those that break one rule belong together, whatever was found in each
+            groups.setdefault((e.status, e.reason.split(", got ")[0]), []).append(e)
     if not groups:
         return "<p>Nothing failed: every image was subtracted.</p>"
-    items = "".join(
-        f"<li>{status_badge(status)} <b>{escape(reason or 'no reason given')}</b> {flag_badges(flags)}<br>"
-        f"{escape(_shortened(files))}</li>"
-        for (status, reason, flags), files in sorted(groups.items(), key=lambda g: -len(g[1]))
+    largest = sorted(groups.items(), key=lambda g: -len(g[1]))
+    items = "".join(_reason_item(status, reason, some) for (status, reason), some in largest[:_MOST_REASONS])
+    rest = len(largest) - _MOST_REASONS
+    more = f"<p>And {rest} other reasons: see the table.</p>" if rest > 0 else ""
+    return f'<ul class="reasons">{items}</ul>{more}'
+
+
+def _reason_item(status: str, reason: str, some: list[Epoch]) -> str:
+    whole = some[0].reason if len({e.reason for e in some}) == 1 else reason
+    flags = some[0].flags if len({e.flags for e in some}) == 1 else 0
+    count = f"{len(some)} images: " if len(some) > 1 else ""
+    return (
+        f"<li>{status_badge(status)} <b>{escape(whole or 'no reason given')}</b> {flag_badges(flags)}<br>"
+        f"{count}{escape(_shortened([Path(e.file).name or e.name for e in some]))}</li>"
     )
-    return f'<ul class="reasons">{items}</ul>'
 
 
 def _shortened(files: list[str], limit: int = 12) -> str:

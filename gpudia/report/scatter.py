@@ -23,7 +23,8 @@ class Scatter:
 
     `measured` is the standard deviation of FLUX over the epochs, `expected` the root mean square of FLUX_ERR over
     the same epochs; for independent errors the expectation of their squares is equal. `ideal` is the median ratio
-    that perfect errors give: sqrt(median(chi^2_nu) / nu), nu = epochs - 1, below 1 for few epochs.
+    that perfect errors give: sqrt(median(chi^2_nu) / nu), nu = epochs - 1, below 1 for few epochs. `stars` are the rows
+    of SOURCES.
     """
 
     flux_ref: FloatArray
@@ -32,6 +33,7 @@ class Scatter:
     variable: NDArray[np.bool_]
     n_epochs: NDArray[np.int64]
     ideal: float
+    stars: NDArray[np.intp]
 
     @property
     def ratio(self) -> FloatArray:
@@ -61,7 +63,8 @@ def star_scatter(run: RunData) -> Scatter:
     keep = (expected > 0) & (measured > 0)
     nu = float(np.median(n[keep]) - 1) if keep.any() else np.nan
     ideal = float(np.sqrt(stats.chi2.median(nu) / nu)) if keep.any() else np.nan
-    return Scatter(flux_ref[used][keep], measured[keep], expected[keep], variable[keep], n[keep], ideal)
+    return Scatter(flux_ref[used][keep], measured[keep], expected[keep], variable[keep], n[keep], ideal,
+                   np.flatnonzero(used)[keep])
 
 
 def _good_fluxes(run: RunData) -> tuple[FloatArray, FloatArray]:

@@ -7,13 +7,13 @@ import logging
 from dataclasses import dataclass
 
 import matplotlib as mpl
-import matplotlib.image
 import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
+from PIL import Image
 
 from gpudia.flags import PIXEL_FLAGS
-from gpudia.report.data import UNREADABLE, Epoch, FloatArray, RunData
+from gpudia.report.data import UNREADABLE, Curve, Epoch, FloatArray, RunData
 
 __all__ = ["CLIP_SIGMA", "Stamp", "choose_epochs", "encode_png", "gray_picture", "kernel_picture", "make_stamps",
            "side_by_side", "sigma_picture"]
@@ -21,9 +21,10 @@ __all__ = ["CLIP_SIGMA", "Stamp", "choose_epochs", "encode_png", "gray_picture",
 log = logging.getLogger(__name__)
 
 CLIP_SIGMA = 5.0
-MAX_EPOCHS = 60
+MAX_EPOCHS = 48
 _SIDE = 61
 _GAP = 2
+_LEVELS = 62
 _MASKED = np.array([112, 124, 146, 255], dtype=np.uint8)
 
 Picture = NDArray[np.uint8]
@@ -45,22 +46,37 @@ class Stamp:
     kernel: FloatArray | None
 
 
-def choose_epochs(epochs: list[Epoch], limit: int = MAX_EPOCHS) -> list[Epoch]:
+def choose_epochs(epochs: list[Epoch], target: Curve | None = None, limit: int = MAX_EPOCHS) -> list[Epoch]:
     """Choose at most `limit` epochs that have a difference image, in their order.
 
-    When there are more, the first half is the first ones and the other half those whose chi^2 is farthest from 1.
+    When there are more: the first and the last, a quarter of those in which the target differs most from the reference
+    (in sigma), a quarter of those whose chi^2 is farthest from 1, and the others spread over the series.
     """
     shown = [e for e in epochs if e.difference is not None]
     if len(shown) <= limit:
         return shown
-    first, rest = shown[: limit // 2], shown[limit // 2 :]
-    worst = sorted(rest, key=_badness, reverse=True)[: limit - len(first)]
-    return sorted(first + worst, key=lambda e: e.index)
+    peak = _significance(target)
+    kept = {shown[0].index, shown[-1].index}
+    for worth in (lambda e: peak.get(e.name, 0.0), _badness):
+        kept |= {e.index for e in sorted(shown, key=worth, reverse=True)[: limit // 4] if worth(e) > 0}
+    rest = [e for e in shown if e.index not in kept]
+    spread = np.linspace(0, len(rest) - 1, limit - len(kept)).round().astype(int)
+    kept |= {rest[k].index for k in spread}
+    return [e for e in shown if e.index in kept]
 
 
 def _badness(epoch: Epoch) -> float:
     chi2 = epoch["chi2"]
     return abs(np.log(chi2)) if np.isfinite(chi2) and chi2 > 0 else np.inf
+
+
+def _significance(target: Curve | None) -> dict[str, float]:
+    """How far the target's difference is from 0, in sigma, by the names of the images."""
+    if target is None:
+        return {}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sigma = np.nan_to_num(np.abs(target.flux_diff / target.flux_diff_err), posinf=0.0)
+    return dict(zip(target.names, sigma.tolist(), strict=True))
 
 
 def make_stamps(run: RunData, epochs: list[Epoch]) -> list[Stamp]:
@@ -155,7 +171,8 @@ def sigma_picture(values: FloatArray, limit: float) -> Picture:
 
 
 def _paint(unit: FloatArray, good: NDArray[np.bool_], colormap: str) -> Picture:
-    picture = np.asarray(mpl.colormaps[colormap](unit, bytes=True)).copy()
+    """Colours of numbers from 0 to 1, in so few levels that two colormaps fit into the palette of a PNG."""
+    picture = np.asarray(mpl.colormaps[colormap](np.rint(unit * _LEVELS) / _LEVELS, bytes=True)).copy()
     picture[~good] = _MASKED
     return picture
 
@@ -168,7 +185,17 @@ def kernel_picture(kernel: FloatArray) -> Picture:
 
 
 def encode_png(picture: Picture) -> bytes:
-    """Encode an RGBA picture (H, W, 4) as PNG, pixel by pixel."""
+    """Encode an RGBA picture (H, W, 4) as PNG, pixel by pixel; with a palette, where 256 colours are enough."""
+    packed = np.ascontiguousarray(picture).view("<u4")[..., 0]
+    colours, index = np.unique(packed, return_inverse=True)
+    if len(colours) > 256:
+        image = Image.fromarray(picture)
+        transparency = None
+    else:
+        image = Image.fromarray(index.reshape(packed.shape).astype(np.uint8))
+        rgba = colours.astype("<u4").view(np.uint8).reshape(-1, 4)
+        image.putpalette(rgba[:, :3].tobytes())
+        transparency = rgba[:, 3].tobytes()
     buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, np.ascontiguousarray(picture), format="png")
+    image.save(buffer, format="PNG", optimize=True, **({} if transparency is None else {"transparency": transparency}))
     return buffer.getvalue()

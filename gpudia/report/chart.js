@@ -1,36 +1,11 @@
 (() => {
 "use strict";
 
-/* ---------- table: sort by a click on a column's head ---------- */
-function sortTable(table, column, ascending) {
-  const key = (row) => row.cells[column].dataset.sort ?? row.cells[column].textContent.trim();
-  const compare = (a, b) => {
-    if (a === "" || b === "") return (a === "") - (b === "");  // what is missing goes last, either way
-    const x = Number(a), y = Number(b);
-    const order = Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y;
-    return ascending ? order : -order;
-  };
-  const body = table.tBodies[0];
-  const rows = [...body.rows].map((row, i) => [key(row), i, row]);
-  rows.sort((a, b) => compare(a[0], b[0]) || a[1] - b[1]);
-  body.append(...rows.map((r) => r[2]));
-}
-
-for (const table of document.querySelectorAll("table.sortable")) {
-  const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
-    const ascending = head.getAttribute("aria-sort") !== "ascending";
-    heads.forEach((h) => h.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-    sortTable(table, column, ascending);
-  }));
-}
-
 /* ---------- light curve ---------- */
 const svg = document.querySelector(".chart svg");
 if (!svg) return;
 const chart = svg.parentElement, tip = chart.querySelector(".tip"), readout = document.querySelector(".readout");
-const { curves, time } = JSON.parse(document.getElementById("lightcurve-data").textContent);
+const { bits, curves, runs, time } = JSON.parse(document.getElementById("lightcurve-data").textContent);
 const MARGIN = { left: 68, right: 14, top: 12, bottom: 44 };
 const QUANTITIES = {
   flux: { value: "flux", error: "flux_err", label: "flux (ADU of the reference)" },
@@ -41,7 +16,21 @@ const state = { curve: 0, quantity: "flux", view: null, selected: null };
 
 const finite = (v) => typeof v === "number" && Number.isFinite(v);
 const quantity = () => QUANTITIES[state.quantity];
-const points = () => curves[state.curve].points.filter((p) => finite(p.x) && finite(p[quantity().value]));
+const MANY = 600;   // from so many points on they are drawn small
+const made = new Map();
+
+/* The points of a curve, made of columns when it is first looked at: one or two series, each of a run. */
+function allPoints() {
+  if (!made.has(state.curve)) made.set(state.curve, curves[state.curve].series.flatMap((s, k) => s.at.map((at, i) => {
+    const run = runs[s.run], point = { series: k, run: run.label, name: run.names[at], epoch: run.epochs[at], mjd: run.mjd[at], x: run.x[at] };
+    for (const key of ["flux", "flux_err", "diff", "diff_err", "mag", "mag_err"]) point[key] = s[key] ? s[key][i] : null;
+    point.limit = s.limit[i] === 1;
+    point.flags = bits.filter(([bit]) => s.flags[i] & bit).map(([, name]) => name);
+    return point;
+  })));
+  return made.get(state.curve);
+}
+const points = () => allPoints().filter((p) => finite(p.x) && finite(p[quantity().value]));
 
 function fullView() {
   const q = quantity(), all = points();
@@ -105,18 +94,26 @@ function drawAxes(s) {
   add(svg, "text", { x: 13, y: middle, "text-anchor": "middle", transform: `rotate(-90 13 ${middle})` }, quantity().label);
 }
 
+/* One path for each kind of sign: ten thousand points are as quick as ten. */
 function drawPoints(s) {
   const q = quantity(), plot = add(svg, "g", { "clip-path": "url(#plot-area)" });
-  const inView = (p) => p.x >= state.view.x0 && p.x <= state.view.x1;
-  const shown = points().filter(inView), r = shown.length > 300 ? 2.5 : 4;
+  const shown = points().filter((p) => p.x >= state.view.x0 && p.x <= state.view.x1);
+  const size = shown.length > MANY ? 4 : 8, paths = new Map();
+  const draw = (kind, d) => paths.set(kind, (paths.get(kind) ?? "") + d);
   for (const p of shown) {
-    const x = s.x(p.x), y = s.y(p[q.value]), limit = state.quantity === "mag" && p.limit;
-    if (finite(p[q.error]) && !limit) {
-      add(plot, "line", { class: "bar", x1: x, x2: x, y1: s.y(p[q.value] - p[q.error]), y2: s.y(p[q.value] + p[q.error]) });
-    }
-    if (limit) add(plot, "path", { class: "dot limit", d: `M${x - 5} ${y - 4}h10l-5 9z` });
-    else add(plot, "circle", { class: p.flags.length ? "dot flagged" : "dot", cx: x, cy: y, r });
+    const x = s.x(p.x).toFixed(1), y = s.y(p[q.value]).toFixed(1), limit = state.quantity === "mag" && p.limit;
+    if (finite(p[q.error]) && !limit) draw(`bar s${p.series}`, `M${x} ${s.y(p[q.value] - p[q.error]).toFixed(1)}V${s.y(p[q.value] + p[q.error]).toFixed(1)}`);
+    if (limit) draw(`limit s${p.series}`, `M${x} ${y}m-5-4h10l-5 9z`);
+    else draw(`dot s${p.series}`, `M${x} ${y}h0`);
+    if (!limit && p.flags.length) draw(`hole s${p.series}`, `M${x} ${y}h0`);
   }
+  for (const kind of ["bar", "dot", "hole", "limit"]) for (const series of ["s0", "s1"]) {
+    const d = paths.get(`${kind} ${series}`);
+    const below = runs.length > 1 && series === "s0" ? 3 : 0;   // the first run shows under the second
+    const width = { dot: size + below, hole: size - 3 + below }[kind];
+    if (d) add(plot, "path", { class: `${kind} ${series}`, d, ...(width ? { "stroke-width": width } : {}) });
+  }
+  svg.dataset.points = shown.length;
 }
 
 function draw() {
@@ -137,7 +134,7 @@ function draw() {
 /* ---------- what a point says ---------- */
 const show = (v) => (finite(v) ? String(Number(v.toPrecision(6))).replace(/^-/, "\u2212") : "\u2013");
 function linesOf(p) {
-  const lines = [`MJD ${p.mjd}`, `flux ${show(p.flux)} \u00b1 ${show(p.flux_err)} ADU`, `difference ${show(p.diff)} \u00b1 ${show(p.diff_err)} ADU`];
+  const lines = [...(runs.length > 1 ? [p.run] : []), `MJD ${p.mjd}`, `flux ${show(p.flux)} \u00b1 ${show(p.flux_err)} ADU`, `difference ${show(p.diff)} \u00b1 ${show(p.diff_err)} ADU`];
   if (finite(p.mag)) lines.push(p.limit ? `fainter than ${show(p.mag)} mag` : `${show(p.mag)} \u00b1 ${show(p.mag_err)} mag`);
   if (p.flags.length) lines.push(`flags: ${p.flags.join(", ")}`);
   return lines;
@@ -162,7 +159,7 @@ function select(p) {
   state.selected = p;
   readout.replaceChildren(element("b", p.name), ` \u00b7 ${linesOf(p).join(" \u00b7 ")}`);
   for (const [target, label] of [[`stamp-${p.epoch}`, "stamp"], [`epoch-${p.epoch}`, "row"]]) {
-    if (p.epoch === null || !document.getElementById(target)) continue;
+    if (p.epoch === null || (label === "stamp" ? !document.getElementById(target) : !document.getElementById("table-epochs"))) continue;
     const link = element("a", label);
     link.href = `#${target}`;
     readout.append(" \u00b7 ", link);
@@ -255,7 +252,7 @@ function choose(name) {
   state.quantity = name;
   buttons.forEach((b) => {
     b.setAttribute("aria-pressed", String(b.dataset.quantity === name));
-    b.disabled = !curves[state.curve].points.some((p) => finite(p[QUANTITIES[b.dataset.quantity].value]));
+    b.disabled = !allPoints().some((p) => finite(p[QUANTITIES[b.dataset.quantity].value]));
   });
   reset();
 }
@@ -266,7 +263,7 @@ document.getElementById("star")?.addEventListener("change", (event) => {
   state.curve = Number(event.target.value);
   state.selected = null;
   readout.replaceChildren();
-  const has = curves[state.curve].points.some((p) => finite(p[quantity().value]));
+  const has = allPoints().some((p) => finite(p[quantity().value]));
   choose(has ? state.quantity : "flux");
 });
 new ResizeObserver(draw).observe(chart);
