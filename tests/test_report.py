@@ -18,7 +18,7 @@ from astropy.timeseries import TimeSeries
 from astropy.wcs import WCS
 
 from gpudia.errors import InputError
-from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS, SOURCE_FLAGS
+from gpudia.flags import CANDIDATE_FLAGS, FRAME_FLAGS, PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.report import write_report
 from gpudia.report.data import frame_name, read_run
 from gpudia.report.scatter import most_variable, running_median, star_scatter
@@ -395,6 +395,44 @@ def test_folder_holds_the_contract(output):
         pytest.skip(f"no {CHECK}")
     done = subprocess.run([sys.executable, CHECK, output], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "contract held"
+
+
+# ---------- what not every run has ----------
+
+
+def test_sections_of_what_a_run_has_more(tmp_path):
+    folder = make_run(tmp_path / "out")
+    epochs = Table.read(folder / "epochs.ecsv", format="ascii.ecsv")
+    epochs.meta |= {"stages": {"read": 1.5, "solve": 6.0, HOSTILE: 0.5}, "wall": 9.0, "PYTHON": "3.11.7"}
+    epochs.write(folder / "epochs.ecsv", format="ascii.ecsv", overwrite=True)
+    variables = Table({"rank": [1, 2], "source_id": [7, 9], "score": [12.3456, np.nan], "chi2": [4.0, 1.0],
+                       "flags": [SOURCE_FLAGS.variable, 0]})
+    variables.write(folder / "variables.ecsv", format="ascii.ecsv")
+    candidates = Table({"id": [1, 2], "x": [50.0, 20.0], "y": [40.0, 30.0], "score": [9.0, -7.0], "n_epochs": [3, 1],
+                        "image": ["frame_002", HOSTILE], "flags": [0, CANDIDATE_FLAGS.dipole | 32]})
+    candidates.meta["origin"] = [0, 0]
+    candidates.write(folder / "candidates.ecsv", format="ascii.ecsv")
+    with fits.open(folder / "difference" / "frame_002.fits", mode="append") as hdus:
+        hdus.append(fits.ImageHDU(hdus["DIFF"].data, name="SCORE"))
+    write_report(folder)
+    page = Page(folder / "report.html")
+    assert page.unbalanced == []
+    sections = [a["id"] for a in page.all("section")]
+    assert {"variables", "candidates", "time"} < set(sections)
+    assert page.rows("variables") == [
+        {"rank": 1, "star": "7", "score": 12.3456, "chi²": 4, "flags": "variable"},
+        {"rank": 2, "star": "9", "score": None, "chi²": 1, "flags": ""}]
+    rows = page.rows("candidates")
+    assert [r["candidate"] for r in rows] == ["1", "2"]
+    assert rows[1]["flags"] == "dipole one_epoch"
+    assert rows[1]["image"] == HOSTILE
+    assert "candidate-picture-1" in [a.get("id") for a in page.all("figure")]  # the other has no SCORE plane
+    assert "Most of the time went to solve" in page.words
+    assert "The run took 9 s, 1.8 s an image." in page.words
+    assert "solve 6 s (75 %)" in page.words
+    assert "Python 3.11.7" in page.words
+    (folder / "candidates.ecsv").write_text("nonsense")  # what cannot be read is left out
+    assert "candidates" not in [a["id"] for a in Page(write_report(folder)).all("section")]
 
 
 # ---------- runs that went badly ----------

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +154,7 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     for text in doubts:
         log.warning("%s", text)
     for key, value in (("OBJECT", reference.cutout.header.get("OBJECT", "")), ("BACKEND", backend),
-                       ("REFERENC", reference.look.name), ("GPUDIA", __version__)):
+                       ("REFERENC", reference.look.name), ("GPUDIA", __version__), *_versions()):
         epochs.meta[key] = printable(value)
     epochs.meta |= dict(meta)
     write_table(epochs, output / "epochs.ecsv")
@@ -167,6 +169,12 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     report = write_report(output)
     n_failed, n_skipped = (sum(look.status == status for look in looks) for status in ("failed", "skipped"))
     return RunResult(output, len(done), n_failed, n_skipped, report, epochs, target, curves)
+
+
+def _versions() -> list[tuple[str, str]]:
+    """What else the numbers depend on: Python and the libraries that compute them."""
+    packages = [(name.upper(), metadata.version(name)) for name in ("numpy", "scipy", "astropy", "photutils")]
+    return [("PYTHON", platform.python_version()), *packages]
 
 
 def _doubts(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference) -> list[str]:

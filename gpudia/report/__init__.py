@@ -55,6 +55,7 @@ def write_report(output: Path) -> Path:
     """
     output = Path(output)
     run = read_run(output)
+    (output / "plots").mkdir(exist_ok=True)
     content = Content(
         run=run,
         stamps=make_stamps(run, choose_epochs(run.epochs, run.target)),
@@ -73,7 +74,6 @@ def write_report(output: Path) -> Path:
         "conditions": content.conditions_png[0],
         "variables": render(variables_figure(most_variable(run, 10))),
     }
-    (output / "plots").mkdir(exist_ok=True)
     for name, png in plots.items():
         if png is not None:
             _write(output / "plots" / f"{name}.png", png)

@@ -43,6 +43,7 @@ def write_thumbnails(output: Path, run: RunData) -> dict[int, Picture]:
             strips |= _strips(output / "difference" / f"{image}.fits", rows, table.meta["origin"], run)
         except UNREADABLE as error:
             log.warning("report: thumbnails of %s left out: %s", image, error)
+    (output / "candidates").mkdir(exist_ok=True)
     for number, strip in strips.items():
         content = encode_png(strip.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1))
         write_atomically(output / "candidates" / f"{number}.png", lambda p, content=content: p.write_bytes(content))

@@ -80,7 +80,7 @@ class RunData:
     `planes` are (n_ok, n_sources) arrays of ``lightcurves.fits`` by name; `reference` is (H, W) in ADU with NaN
     where masked; `position` is the target as (x, y), 0-based pixel centres of the reference image. `stages` are the
     seconds of work by stage and `wall` those that went by, where the run says so. `variables` and `candidates` are the
-    tables of these names, without rows where a run made none; `files` are the names of the folder's files.
+    tables of these names, without columns where a run made none.
     """
 
     output: Path
@@ -97,7 +97,6 @@ class RunData:
     wall: float = np.nan
     variables: Table = field(default_factory=Table)
     candidates: Table = field(default_factory=Table)
-    files: frozenset[str] = frozenset()
 
     def count(self, status: str) -> int:
         """Return the number of epochs with this status."""
@@ -138,7 +137,6 @@ def read_run(output: Path) -> RunData:
         wall=_stages({"wall": rows.meta.get("wall")}).get("wall", np.nan),
         variables=_read_optional(output / "variables.ecsv"),
         candidates=_read_optional(output / "candidates.ecsv"),
-        files=frozenset(p.name for p in output.iterdir()),
     )
 
 

@@ -31,6 +31,7 @@ _SCATTER_NOTE = (
     "epochs, which makes the scatter smaller than stated."
 )
 _TARGET_LOST = "The target was measured in no image."
+_LIBRARIES = ("Python", "numpy", "scipy", "astropy", "photutils")  # whose versions a run may state
 _MOST_ROWS = 5000  # of the tables of variables and candidates
 _MOST_CANDIDATES = 24  # with a thumbnail on the page
 _STAGES_NOTE = (
@@ -234,7 +235,7 @@ def _number_columns(table: Any, wanted: tuple[tuple[str, str, int, int | None], 
 
 def _candidates(content: Content) -> str:
     run, table = content.run, content.run.candidates[:_MOST_ROWS]
-    if "candidates.ecsv" not in run.files:
+    if not table.colnames:  # no search was asked for
         return ""
     if not len(table):
         return "<p>The search of the differences found nothing.</p>"
@@ -296,7 +297,9 @@ def _settings(content: Content) -> str:
     settings = definitions(flat_settings(run.settings)) if run.settings else "<p>run.toml could not be read.</p>"
     summary = "<summary>What the files say of the run (header of the reference)</summary>"
     facts = f"<details>{summary}{definitions(run.facts)}</details>" if run.facts else ""
-    versions = definitions({"gpudia": version_of(run), "backend": backend_of(run), "reference": reference_of(run)})
+    libraries = {name: run.facts[name.upper()] for name in _LIBRARIES if name.upper() in run.facts}
+    versions = definitions({"gpudia": version_of(run), "backend": backend_of(run), "reference": reference_of(run),
+                            **libraries})
     return f"{versions}<h3>run.toml</h3>{settings}{facts}"
 
 

@@ -48,7 +48,7 @@ const CELLS = {
     const text = column.texts[column.values[i]], target = `${column.link}-${column.by_text ? text : i}`;
     const linked = column.link && document.getElementById(target);
     const file = column.files ? (column.folder + column.files[i]) : text;
-    return node("td", { class: "name", title: file }, linked ? node("a", { href: `#${target}` }, text) : text);
+    return node("td", { class: column.files ? "name" : "", title: file }, linked ? node("a", { href: `#${target}` }, text) : text);
   },
 };
 
@@ -63,7 +63,7 @@ function sorted(rows, column, ascending) {
   return [...rows].sort((a, b) => {
     const x = key(a), y = key(b);
     if (x === null || y === null) return (x === null) - (y === null) || a - b;   // what is missing goes last, either way
-    return sign * (typeof x === "number" ? x - y : x.localeCompare(y)) || a - b;
+    return sign * (typeof x === "number" ? x - y : x.localeCompare(y, undefined, { numeric: true })) || a - b;
   });
 }
 
@@ -78,7 +78,7 @@ function build(place) {
   const search = node("input", { type: "search", placeholder: "search", "aria-label": "Search in the table" });
   const only = node("select", { "aria-label": "Which rows" }, node("option", { value: "" }, "all"));
   for (const text of status ? status.texts : []) only.append(node("option", { value: text }, text));
-  if (flags) only.append(node("option", { value: "flagged" }, "with a flag"));
+  if (flags && flags.values.some(Boolean)) only.append(node("option", { value: "flagged" }, "with a flag"));
   const back = node("button", { type: "button", "aria-label": "Rows before" }, "\u2039");
   const on = node("button", { type: "button", "aria-label": "Rows after" }, "\u203a");
 
@@ -125,7 +125,7 @@ function build(place) {
   on.addEventListener("click", () => { state.first += PAGE; draw(); });
 
   place.prepend(
-    node("div", { class: "toolbar" }, search, ...(only.options.length > 2 ? [only] : []), node("div", { class: "group" }, back, on), count),
+    node("div", { class: "toolbar" }, search, ...(only.options.length > (status ? 2 : 1) ? [only] : []), node("div", { class: "group" }, back, on), count),
     node("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": place.dataset.label },
       node("table", { class: "sortable" }, node("thead", {}, head), body)));
   draw();
