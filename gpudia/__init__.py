@@ -22,7 +22,9 @@ _HOME = {
     "read_lightcurves": "gpudia.photometry",
     "tie_references": "gpudia.photometry",
     "RunConfig": "gpudia.config",
+    "Injection": "gpudia.pipeline",
     "RunResult": "gpudia.pipeline",
+    "inject": "gpudia.pipeline",
     "run": "gpudia.pipeline",
 }
 

@@ -344,7 +344,7 @@ class DIAPhotometryAnalyst:
 
     def _new_layers(self) -> list[Any]:
         stack, (reference, image) = self.difference, self._loaded()
-        cards = provenance(active_backend(), self.reference_name, {
+        cards = provenance(active_backend().name, self.reference_name, {
             "KSIZE": (self.kernel_size, "[pix] side of the kernel"),
             "SCALE": (float(stack.scale[0]), "image flux over reference flux"),
             "SCALEERR": (float(stack.scale_error[0]), "1 sigma of SCALE"),

@@ -1,4 +1,4 @@
-"""The command line: ``gpudia demo | run | subtract | lightcurve | info``.
+"""The command line: ``gpudia demo | run | inject | subtract | lightcurve | info``.
 
 Results go to stdout, messages to stderr. Exit codes: 0 ok, 1 nothing could be done, 2 wrong usage, 3 finished but some
 images failed, 130 interrupted.
@@ -22,6 +22,7 @@ from typing import Any
 from gpudia import __version__
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, GpudiaError, InputError
+from gpudia.messages import OneLine, printable
 from gpudia.selection import SERIES_COLUMNS
 
 __all__ = ["main"]
@@ -30,6 +31,7 @@ OK, NOTHING_DONE, WRONG_USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 log = logging.getLogger("gpudia.cli")
 
+_FORMATS = ("ecsv", "csv", "parquet", "pylima", "mulensmodel", "lightkurve")
 # Settings of `gpudia run` that are a plain value: name of the setting, placeholder, help.
 _RUN_VALUES = (
     ("size", "PX", "side of the region around the target"),
@@ -51,6 +53,13 @@ _RUN_VALUES = (
     ("detection_threshold", "SIGMA", "faintest peak taken for a star"),
     ("max_stars", "N", "most stars detected per frame"),
     ("aperture_radius", "auto|PX", "radius of the aperture"),
+    ("photometric_catalog", "auto|none|FILE", "table with ra, dec and magnitudes that gives the zero point; auto: the "
+     "reference frame's own catalog, where it has magnitudes"),
+    ("magnitude_column", "NAME", "its column of magnitudes"),
+    ("zero_point", "MAG", "magnitude of 1 ADU on the reference, instead of a catalog's"),
+    ("zero_point_err", "MAG", "its error"),
+    ("positions", "FILE", "table with further positions to be measured: columns x, y (0-based pixels of the reference "
+     "frame) or ra, dec"),
     ("gain", "E/ADU", "instead of the headers' gain"),
     ("read_noise", "E", "instead of the headers' read noise"),
     ("saturation", "ADU", "instead of the headers' saturation level"),
@@ -96,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: object, code: int) -> int:
-    print(f"gpudia: error: {message}", file=sys.stderr)
+    print(f"gpudia: error: {printable(message)}", file=sys.stderr)
     return code
 
 
@@ -104,7 +113,7 @@ def _complain(message: object, code: int) -> int:
 def _messages(level: int) -> Iterator[None]:
     """Show log records and warnings on stderr, one line each, for the time of a command."""
     logger, handler = logging.getLogger("gpudia"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("gpudia: %(message)s"))
+    handler.setFormatter(OneLine("gpudia: %(message)s"))
     handler.setLevel(level)
     before = logger.level
     logger.addHandler(handler)
@@ -138,13 +147,26 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    return _report(import_module("gpudia.pipeline").run(_config_of(args), progress=args.verbosity < logging.ERROR))
+
+
+def _inject(args: argparse.Namespace) -> int:
+    pipeline = import_module("gpudia.pipeline")
+    flux = args.flux if args.mag is None else [10 ** (-0.4 * mag) for mag in sorted(args.mag, reverse=True)]
+    injection = pipeline.Injection(n=args.n, flux=None if flux is None else tuple(flux), shape=args.shape,
+                                   seed=args.seed, anywhere=args.anywhere)
+    found = pipeline.inject(_config_of(args), injection, progress=args.verbosity < logging.ERROR)
+    print(found.summary())
+    return SOME_FAILED if found.run.n_failed else OK
+
+
+def _config_of(args: argparse.Namespace) -> RunConfig:
     names = [name for name, *_ in _RUN_VALUES]
     settings = {name: getattr(args, name) for name in (*names, "ra", "dec", "output", "detect", *_SEVERAL, *_SWITCHES)}
     settings = {k: v for k, v in settings.items() if v is not None}
     if args.frames:
         settings["frames"] = args.frames
-    config = RunConfig.from_toml(args.config, **settings) if args.config else RunConfig.from_mapping(settings)
-    return _report(import_module("gpudia.pipeline").run(config, progress=args.verbosity < logging.ERROR))
+    return RunConfig.from_toml(args.config, **settings) if args.config else RunConfig.from_mapping(settings)
 
 
 def _report(result: Any) -> int:
@@ -165,17 +187,26 @@ def _subtract(args: argparse.Namespace) -> int:
 
 
 def _lightcurve(args: argparse.Namespace) -> int:
+    from gpudia.photometry.exports import export_all, export_star, read_target
+
     if (args.ra is None) != (args.dec is None):
         raise ConfigError("--ra and --dec must be given together, got only one of them")
-    if args.format == "parquet" and not args.output:
-        raise ConfigError("--output must be given with --format parquet, got nothing")
+    if args.format in ("parquet", "lightkurve") and not args.output:
+        raise ConfigError(f"--output must be given with --format {args.format}, got nothing")
     if args.output and args.output.exists() and not args.overwrite:
         raise ConfigError(f"--output must be a new file (or say --overwrite), got {args.output}")
-    curves = import_module("gpudia.photometry").read_lightcurves(args.folder)
-    source = args.source
-    if args.ra is not None:
-        source = _nearest_source(curves.sources, args.ra, args.dec, args.radius)
-    _write_curves(curves, source, args)
+    if args.target:
+        series = read_target(args.folder)
+    else:
+        curves = import_module("gpudia.photometry").read_lightcurves(args.folder)
+        source = args.source
+        if args.ra is not None:
+            source = _nearest_source(curves.sources, args.ra, args.dec, args.radius)
+        if source is None:
+            export_all(curves, args.output or sys.stdout, args.format)
+            return OK
+        series = curves.timeseries(source)
+    export_star(series, args.output or sys.stdout, args.format, args.quantity)
     return OK
 
 
@@ -193,37 +224,6 @@ def _nearest_source(sources: Any, ra: str, dec: str, radius: float) -> Any:
     best = int(np.nanargmin(distance))
     log.info("source %s, %.2f arcsec away", sources["source_id"][best], distance[best])
     return sources["source_id"][best]
-
-
-def _write_curves(curves: Any, source: Any, args: argparse.Namespace) -> None:
-    if args.format == "parquet" and source is None:
-        curves.to_parquet(args.output)
-        return
-    table = curves.to_table() if source is None else curves.timeseries(source)
-    if args.format != "ecsv":
-        table = _without_mixins(table)
-    form = "parquet" if args.format == "parquet" else f"ascii.{args.format}"
-    if args.output is None:
-        table.write(sys.stdout, format=form)
-    else:
-        import_module("gpudia.images").write_atomically(
-            args.output, lambda path: table.write(path, format=form, overwrite=True))
-
-
-def _without_mixins(table: Any) -> Any:
-    """Return a plain table: a Time column ``time`` becomes ``mjd``; CSV and Parquet have no other way to say it."""
-    import numpy as np
-    from astropy.table import Column, Table
-    from astropy.time import Time
-
-    plain = Table()
-    for name in table.colnames:
-        column = table[name]
-        if isinstance(column, Time):
-            plain["mjd" if name == "time" else name] = Column(np.ma.filled(np.ma.asarray(column.mjd), np.nan))
-        else:
-            plain[name] = getattr(column, "value", column)
-    return plain
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -260,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 ok, 1 nothing could be done, 2 wrong usage, 3 finished but some images failed.")
     parser.add_argument("--version", action="version", version=f"gpudia {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_run, _add_subtract, _add_lightcurve, _add_info):
+    for add in (_add_demo, _add_run, _add_inject, _add_subtract, _add_lightcurve, _add_info):
         add(commands)
     return parser
 
@@ -288,6 +288,29 @@ def _add_demo(commands: Any) -> None:
 def _add_run(commands: Any) -> None:
     parser = _add_command(commands, "run", _run, "make difference images and light curves from a series of frames",
                           "gpudia run 'night/*.fits.fz' --ra 17:51:40.2 --dec -29:53:26 --output event")
+    _add_run_options(parser)
+
+
+def _add_inject(commands: Any) -> None:
+    parser = _add_command(commands, "inject", _inject, "put variables of known flux into the frames and see what comes "
+                          "back: bias, pulls, completeness",
+                          "gpudia inject 'night/*.fits.fz' --ra 17:51:40.2 --dec -29:53:26 --output proof --n 100")
+    own = parser.add_argument_group("what is injected")
+    own.add_argument("--n", type=int, default=50, help="stars (default: %(default)s)")
+    own.add_argument("--shape", choices=("constant", "step", "sine", "paczynski"), default="constant",
+                     help="their light curve; constant: half of them in all frames but the reference, half in that "
+                          "alone (default: %(default)s)")
+    brightness = own.add_mutually_exclusive_group()
+    brightness.add_argument("--flux", nargs=2, type=float, metavar=("LOW", "HIGH"),
+                            help="range of the change of flux, ADU of the reference (default: S/N 2 to 60)")
+    brightness.add_argument("--mag", nargs=2, type=float, metavar=("BRIGHT", "FAINT"),
+                            help="the same as -2.5 log10 of ADU of the reference")
+    own.add_argument("--seed", type=int, default=1, help="of the random numbers (default: %(default)s)")
+    own.add_argument("--anywhere", action="store_true", help="next to bright stars, too")
+    _add_run_options(parser)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("frames", nargs="*", metavar="FRAMES", help="files, folders or quoted glob patterns")
     parser.add_argument("--output", metavar="DIR", help="folder to write to")
     parser.add_argument("--config", metavar="FILE.toml", help="settings; options given here take precedence")
@@ -355,12 +378,16 @@ def _add_lightcurve(commands: Any) -> None:
                           "gpudia lightcurve event --ra 17:51:40.2 --dec -29:53:26 --format csv")
     parser.add_argument("folder", type=Path, metavar="OUT", help="output folder of gpudia run")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--source", type=int, metavar="ID", help="one star by its source_id (default: all stars)")
+    which.add_argument("--source", metavar="ID", help="one star by its source_id (default: all stars)")
+    which.add_argument("--target", action="store_true", help="or the target of the run")
     which.add_argument("--ra", help="or the star nearest to this position, degrees or hours:minutes:seconds")
     parser.add_argument("--dec", help="degrees or degrees:minutes:seconds")
     parser.add_argument("--radius", type=float, default=2.0, metavar="ARCSEC",
                         help="how far that star may be (default: %(default)s)")
-    parser.add_argument("--format", choices=("ecsv", "csv", "parquet"), default="ecsv", help="(default: %(default)s)")
+    parser.add_argument("--format", choices=_FORMATS, default="ecsv",
+                        help="(default: %(default)s); pylima, mulensmodel: three columns of text, lightkurve: FITS")
+    parser.add_argument("--quantity", choices=("flux", "mag", "flux_diff"), default="flux",
+                        help="what the three columns hold (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 

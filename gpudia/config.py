@@ -24,6 +24,7 @@ from gpudia.setting_rules import (
     TEXTS,
     YES_NO,
     Rule,
+    any_number,
     auto_or,
     choice,
     integer,
@@ -181,6 +182,18 @@ class RunConfig:
         Put right what the noise of the reference does to the kernel; see `ReferencePlan`.
     aperture_radius : float or "auto"
         Radius of the aperture, pixels, the same in all frames. ``auto``: from the reference's FWHM.
+    photometric_catalog : str or path
+        Where the zero point of magnitudes comes from: a table with ``ra``, ``dec`` (degrees) and magnitudes, in any
+        format that astropy reads; ``auto``: magnitudes (``mag``) of the reference frame's own catalog, where it has
+        some; ``none``: magnitudes stay instrumental.
+    magnitude_column : str
+        Its column of magnitudes; errors are taken from ``NAME_err``, ``NAMEerr`` or ``e_NAME``.
+    zero_point, zero_point_err : float, optional
+        Magnitude of 1 ADU on the reference and its error, instead of a catalog's.
+    positions : str or path, optional
+        Table with further positions to be measured as if they were stars of the reference, and kept out of the kernel
+        fit as the target is: columns ``x, y`` (0-based pixels of the reference frame) or ``ra, dec`` (degrees), and
+        ``id`` (else running numbers above the stars').
     detect : float, optional
         Search every difference for what varies, known star or not, down to this significance (sigma, at least 3; 5 is
         usual). Default: no search.
@@ -250,6 +263,11 @@ class RunConfig:
     solver: str = _setting(choice("auto", "direct", "iterative"), "auto")
     correct_bias: bool = _setting(YES_NO, True)
     aperture_radius: float | str = _setting(auto_or(number("pixels")), "auto")
+    photometric_catalog: str = _setting(TEXT, "auto")
+    magnitude_column: str = _setting(TEXT, "mag")
+    zero_point: float | None = _setting(optional(any_number("magnitudes")), None)
+    zero_point_err: float | None = _setting(optional(number("magnitudes", zero=True)), None)
+    positions: str | None = _setting(optional(TEXT), None)
     detect: float | None = _setting(optional(_SIGNIFICANCE), None)
     gain: float | None = _setting(optional(number("e-/ADU")), None)
     read_noise: float | None = _setting(optional(number("e-", zero=True)), None)
@@ -276,6 +294,10 @@ class RunConfig:
             raise ConfigError(f"{missing} must be given together with {given}, got only {given}")
         if self.ra is not None and self.kernel_size != "auto" and self.size < 2 * int(self.kernel_size):
             raise ConfigError(f"size must be at least twice kernel_size ({self.kernel_size}), got {self.size}")
+        if self.zero_point is not None and self.photometric_catalog not in ("auto", "none"):
+            raise ConfigError(f"photometric_catalog must not be given with zero_point, got {self.photometric_catalog}")
+        if self.zero_point_err is not None and self.zero_point is None:
+            raise ConfigError(f"zero_point must be given with zero_point_err, got only {self.zero_point_err}")
         if self.workers and self.dask is not None:
             raise ConfigError(f"workers must be 0 with dask, whose workers do the work, got {self.workers}")
         if self.resume and self.overwrite:
@@ -323,12 +345,15 @@ class RunConfig:
         return cls.from_mapping(settings | {k: v for k, v in overrides.items() if v is not None})
 
     def to_toml(self) -> str:
-        """Return the settings as TOML, from which `from_toml` makes an equal object; what is None is left out."""
+        """Return the settings as TOML, from which `from_toml` makes an equal object; what is None is left out.
+
+        Bytes of a file's name that are not UTF-8 become ``?``, which as a pattern finds the file.
+        """
         table = _given(dataclasses.asdict(self))
         names = _given(table.pop("layout_names"))
         if "mask_bits" in names:
             names["mask_bits"] = dict(names["mask_bits"])
-        return tomli_w.dumps(table | ({"layout": names} if names else {}))
+        return tomli_w.dumps(table | ({"layout": names} if names else {})).encode(errors="replace").decode()
 
     def replace(self, **changes: Any) -> RunConfig:
         """Return a copy with some settings changed, checked like new ones.

@@ -17,6 +17,8 @@ Messages have the form ``<name> must be <rule>, got <value>`` where that fits, a
 A numerical failure of one image of a stack is no exception at all: it is a status (see `gpudia.flags.FRAME_FLAGS`).
 """
 
+from gpudia.messages import printable
+
 __all__ = [
     "BackendError",
     "BackendWarning",
@@ -49,15 +51,15 @@ class FrameError(GpudiaError):
     Parameters
     ----------
     reason : str
-        What rule was broken and what was found, without the file name.
+        What rule was broken and what was found, without the file name; made `printable`.
     path : str or path-like, optional
         The file; put before the reason in the message.
     """
 
     def __init__(self, reason: object, path: object = None) -> None:
-        self.reason = str(reason)
+        self.reason = printable(reason)
         self.path = None if path is None else str(path)
-        super().__init__(self.reason if path is None else f"{self.path}: {self.reason}")
+        super().__init__(self.reason if path is None else f"{printable(path)}: {self.reason}")
 
     def __reduce__(self) -> tuple[type, tuple[str, str | None]]:
         return type(self), (self.reason, self.path)

@@ -191,6 +191,8 @@ SOURCE_FLAGS = FlagTable(
     Flag(64, "neighbour", "another star within the aperture: shares its flux", "use PSF fluxes"),
     Flag(128, "variable", "varies by more than its errors say (SOURCES only)", "have a look: it may be interesting"),
     Flag(256, "limit", "total flux below 3 sigma: magnitude is an upper limit", "use the flux"),
+    Flag(512, "duplicate", "within half a pixel of another entry of the catalog: one light curve under two ids "
+         "(SOURCES only)", "use the other entry"),
 )
 
 #: Bits of a detection on a difference image, and of a candidate: what speaks against a variable star.

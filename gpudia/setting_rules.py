@@ -12,8 +12,8 @@ from typing import Any
 from gpudia.errors import ConfigError
 
 __all__ = [
-    "MAYBE_TEXTS", "SITE", "TEXT", "TEXTS", "YES_NO", "Rule", "auto_or", "choice", "integer", "number", "optional",
-    "several", "sky_angle",
+    "MAYBE_TEXTS", "SITE", "TEXT", "TEXTS", "YES_NO", "Rule", "any_number", "auto_or", "choice", "integer", "number",
+    "optional", "several", "sky_angle",
 ]  # fmt: skip
 
 
@@ -45,6 +45,10 @@ def integer(low: int, high: float = math.inf, odd: bool = False) -> Rule:
 def number(unit: str, zero: bool = False) -> Rule:
     return Rule(f"a number of {unit}, {'not negative' if zero else 'above 0'}",
                 lambda v: not isinstance(v, bool | str) and 0 <= float(v) < math.inf and (v > 0 or zero), float)
+
+
+def any_number(unit: str) -> Rule:
+    return Rule(f"a number of {unit}", lambda v: not isinstance(v, bool | str) and math.isfinite(float(v)), float)
 
 
 def choice(*names: str) -> Rule:

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from gpudia.errors import FrameError, InputError
 from gpudia.flags import SOURCE_FLAGS
-from gpudia.photometry import LightCurves, combine, magnitudes, read_lightcurves, target_table, variability
+from gpudia.photometry import LightCurves, ZeroPoint, combine, magnitudes, read_lightcurves, target_table, variability
 
 N_EPOCHS, N_SOURCES = 5, 7
 PLANES = ("FLUX_DIFF", "FLUX_DIFF_ERR", "FLUX", "FLUX_ERR")
@@ -108,7 +108,8 @@ def test_target_table_round_trip(tmp_path):
     aperture = combine([10.0, 5.0, -995.0], [1.0, 2.0, 3.0], 1000.0, 1.0, 0.001)
     psf = combine([11.0, 6.0, -990.0], [0.5, 1.0, 4.0], 1000.0, 1.0, 0.001)
     table = target_table(mjd, ["b.fits", "a.fits", "c.fits"], {"ap": aperture, "psf": psf}, "psf", flux_ref=1000.0,
-                         scale=[1.0, 0.9, 1.1], scale_err=0.001, flags=[0, 1, 2], zero_point=25.0)
+                         scale=[1.0, 0.9, 1.1], scale_err=0.001, flags=[0, 1, 2],
+                         zero_point=ZeroPoint(25.0, source="given"))
     contract = ["time", "image", "flux_diff", "flux_diff_err", "flux_ref", "flux", "flux_err", "method", "scale",
                 "scale_err", "mag", "mag_err", "limit", "flags"]
     assert table.colnames[: len(contract)] == contract

@@ -241,9 +241,73 @@ def test_every_star_is_in_the_list_of_variables(done):
     unmeasured = listed[listed["n_good"] == 0]
     assert len(unmeasured)
     assert (unmeasured["flags"] != 0).all()
-    assert Table.read(done / "target.ecsv").meta["position"].startswith(f"star {listed['source_id'][0]},")
+    target_meta = Table.read(done / "target.ecsv").meta
+    assert target_meta["position"].startswith(f"star {listed['source_id'][0]},")
     assert listed["flags"][0] & SOURCE_FLAGS.variable
     assert (listed["flags"] & SOURCE_FLAGS.variable > 0).sum() == 1
+    near = np.hypot(listed["x"] - listed["x"][0], listed["y"] - listed["y"][0]) < 2 * target_meta["aperture_radius"]
+    near[0] = False
+    np.testing.assert_array_equal(listed["beside"], np.where(near, listed["source_id"][0], -1))
+
+
+def test_a_target_that_some_frames_do_not_have(frames, series, target, done, tmp_path):
+    """Masked in one frame, outside another: rows with NaN and a flag; the other rows as before."""
+    reference = reference_of(series, done).name
+    folder = tmp_path / "in"
+    shutil.copytree(frames, folder)
+    masked, outside = [p for p in sorted(folder.glob("sim*.fits")) if reference not in p.name][:2]
+    index = {p.name: i for i, p in enumerate(sorted(folder.glob("sim*.fits")))}
+    x, y = (round(float(v)) for v in series.frames[index[masked.name]].wcs.world_to_pixel(
+        SkyCoord(series.truth["ra"][0], series.truth["dec"][0], unit="deg")))
+    with fits.open(masked, mode="update") as hdus:
+        hdus["BPM"].data[y - 8:y + 9, x - 8:x + 9] |= 1
+    with fits.open(outside, mode="update") as hdus:  # without its left half and a bit
+        for name in ("SCI", "BPM", "ERR"):
+            hdus[name].data = hdus[name].data[:, x + 10:]
+        hdus["SCI"].header["CRPIX1"] -= x + 10
+        del hdus["CAT"]
+    output = tmp_path / "out"
+    assert main(["run", str(folder), *target, "--reference", str(folder / f"{reference}.fits"), "--output",
+                 str(output), "--no-products", "--quiet"]) == 0
+    held(output)
+    rows, before = (TimeSeries.read(o / "target.ecsv", format="ascii.ecsv", time_column="time") for o in (output, done))
+    assert rows["image"].tolist() == before["image"].tolist()
+    for row in rows:
+        lost = row["image"] in (masked.stem, outside.stem)
+        for name in ("flux_diff", "flux_diff_err", "flux", "flux_err", "mag", "mag_err", "limit"):
+            assert np.isnan(getattr(row[name], "value", row[name])) == (lost or name == "limit"), (row["image"], name)
+        assert bool(row["flags"] & (SOURCE_FLAGS.masked_pixels | SOURCE_FLAGS.outside)) == lost
+    kept = [i for i, name in enumerate(rows["image"]) if name not in (masked.stem, outside.stem, reference)]
+    for i in kept:
+        assert abs(rows["flux"][i] - before["flux"][i]) < 0.5 * before["flux_err"][i]
+
+
+def test_two_catalog_entries_at_one_place_are_said_to_be(frames, series, target, tmp_path):
+    """The second entry of the target is flagged, and the target's light curve is in the pictures once."""
+    from gpudia.report.data import read_run
+    from gpudia.report.scatter import most_variable
+
+    folder = tmp_path / "in"
+    shutil.copytree(frames, folder)
+    ra, dec = (float(series.truth[c][0]) for c in ("ra", "dec"))
+    for path in sorted(folder.glob("sim*.fits")):
+        with fits.open(path) as hdus:
+            catalog = Table(hdus["CAT"].data)
+            catalog.add_column(np.arange(len(catalog)) + 5000, name="id", index=0)
+            first = int(np.argmin(np.hypot((catalog["ra"] - ra) * np.cos(np.radians(dec)), catalog["dec"] - dec)))
+            catalog["id"][first] = 7
+            catalog.add_row(catalog[first])
+            catalog["id"][-1], catalog["x"][-1] = 9, catalog["x"][-1] + 0.2
+            hdus["CAT"] = fits.BinTableHDU(catalog, name="CAT")
+            hdus.writeto(path, overwrite=True)
+    output = tmp_path / "out"
+    assert main(["run", str(folder), *target, "--output", str(output), "--no-products", "--quiet"]) == 0
+    listed = Table.read(output / "variables.ecsv")
+    assert listed["source_id"][listed["flags"] & SOURCE_FLAGS.duplicate > 0].tolist() == [9]
+    assert set(listed["source_id"][:2]) == {7, 9}
+    shown = [curve.label.split()[1] for curve in most_variable(read_run(output))]
+    assert shown[0] == "7"
+    assert "9" not in shown
 
 
 def test_lightcurve_command_prints_a_star(done, capsys):

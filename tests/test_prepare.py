@@ -8,7 +8,7 @@ from gpudia.config import RunConfig
 from gpudia.errors import FrameError
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import FrameLayout, FrameQuality, Registration, make_frame, whole_frame
-from gpudia.pipeline.looks import Look, _of_one_grid
+from gpudia.pipeline.looks import Look, Seen, _of_one_grid
 from gpudia.pipeline.prepare import prepare
 
 SHAPE = (201, 201)  # corners are 141 px from the centre
@@ -60,7 +60,8 @@ def look(name, scale, fwhm):
     if scale:
         wcs = WCS(naxis=2)
         wcs.wcs.ctype, wcs.wcs.cdelt = ["RA---TAN", "DEC--TAN"], [-scale / 3600, scale / 3600]
-    return Look(path=name, name=name, wcs=wcs, quality=FrameQuality(fwhm, 0.0, 100, 500.0, 20.0, 0.0))
+    return Look(path=name, name=name, seen=Seen(wcs=wcs), pixel_scale=scale or np.nan,
+                quality=FrameQuality(fwhm, 0.0, 100, 500.0, 20.0, 0.0))
 
 
 def test_a_binned_frame_is_no_reference_for_the_others():

@@ -46,7 +46,7 @@ def config(**changes):
 
 def test_the_table_has_every_column_with_unit_and_description_and_a_row_for_every_frame():
     table = series_table([look("a"), broken("b")])
-    assert table.colnames == [column.name for column in SERIES_COLUMNS]
+    assert table.colnames == [*(column.name for column in SERIES_COLUMNS), "longitude", "latitude", "height"]
     for column in SERIES_COLUMNS:
         assert str(table[column.name].unit or "") == column.unit
         assert table[column.name].description == column.about
@@ -54,7 +54,7 @@ def test_the_table_has_every_column_with_unit_and_description_and_a_row_for_ever
     assert dict(zip(table.colnames, table[0], strict=True)) == pytest.approx({
         "file": "a.fits", "name": "a", "mjd": 60000.0, "exptime": 60.0, "filter": "rp", "instrument": "fa15",
         "airmass": math.nan, "fwhm": 4.0, "ellipticity": 0.1, "n_stars": 200, "sky": 1000.0, "sky_noise": 30.0,
-        "saturated_fraction": 0.001}, nan_ok=True)
+        "saturated_fraction": 0.001, "longitude": CTIO[0], "latitude": CTIO[1], "height": CTIO[2]}, nan_ok=True)
     assert table["n_stars"][1] == -1
     assert all(np.isnan(table[c.name][1]) for c in SERIES_COLUMNS if not c.is_text and c.name != "n_stars")
 

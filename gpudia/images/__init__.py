@@ -1,5 +1,6 @@
 """Host side: frames, catalogs, registration, cutouts, series and files. No array here is on a device."""
 
+from gpudia.images.altering import copy_with_light
 from gpudia.images.catalogs import FrameQuality, catalog_of, detect_stars, frame_quality
 from gpudia.images.cutouts import Region, cut, region_around, whole_frame
 from gpudia.images.defects import flag_defects, flag_lacosmic, sharp_pixels, sharp_residuals
@@ -10,9 +11,9 @@ from gpudia.images.noise import estimate_variance, sky_and_noise
 from gpudia.images.reading import read_frame
 from gpudia.images.registration import register
 from gpudia.images.series import check_mixture, check_series, flux_noise, rank_references
-from gpudia.images.times import barycentric_times, site_of
 from gpudia.images.transforms import Registration, identity_registration
 from gpudia.images.writing import write_atomically, write_hdus, write_table
+from gpudia.times import barycentric_times, site_of
 
 __all__ = [
     "Frame",
@@ -24,6 +25,7 @@ __all__ = [
     "catalog_of",
     "check_mixture",
     "check_series",
+    "copy_with_light",
     "cut",
     "detect_stars",
     "estimate_variance",

@@ -30,6 +30,7 @@ _POSITIONS = {
 }
 _SKY = (("ra", "dec"), ("alpha_j2000", "delta_j2000"), ("raj2000", "dej2000"))
 _FLUX = ("flux", "aperture_sum", "flux_auto", "phot_g_mean_flux")
+_MAGNITUDE_ERRORS = ("mag_err", "magerr", "e_mag")
 _IDS = ("source_id", "gaia_id", "id", "star_id", "name")
 
 
@@ -213,10 +214,10 @@ def catalog_of(catalog: Frame | Table, wcs: WCS | None = None, first_pixel: int 
     Returns
     -------
     Table or None
-        ``id, x, y`` (0-based, in the full frame), ``ra, dec`` (degrees) and ``flux`` where known; rows without a
-        position are left out, of rows with the same id the first is kept (with a `DataWarning`). ``meta["ids"]`` is
-        ``"catalog"``, or ``"running"`` where the ids are missing or only number the rows. None where there is no
-        catalog or no position in it.
+        ``id, x, y`` (0-based, in the full frame), ``ra, dec`` (degrees), ``flux``, ``mag`` and ``mag_err`` where known;
+        rows without a position are left out, of rows with the same id the first is kept (with a `DataWarning`).
+        ``meta["ids"]`` is ``"catalog"``, or ``"running"`` where the ids are missing or only number the rows. None where
+        there is no catalog or no position in it.
     """
     if isinstance(catalog, Frame):
         x0, y0 = catalog.origin
@@ -224,7 +225,7 @@ def catalog_of(catalog: Frame | Table, wcs: WCS | None = None, first_pixel: int 
         catalog = catalog.catalog
     if catalog is None or not len(catalog):
         return None
-    columns = {name.lower(): name for name in catalog.colnames}
+    columns = _named_columns(catalog, "iuf")
     table = Table()
     sky = _pair(columns, _SKY)
     if sky:
@@ -243,7 +244,17 @@ def catalog_of(catalog: Frame | Table, wcs: WCS | None = None, first_pixel: int 
     flux = next((columns[c] for c in _FLUX if c in columns), None)
     if flux:
         table["flux"] = _plain(catalog[flux])
+    if "mag" in columns:
+        error = next((columns[c] for c in _MAGNITUDE_ERRORS if c in columns), None)
+        table["mag"] = _plain(catalog[columns["mag"]])
+        table["mag_err"] = np.nan if error is None else _plain(catalog[error])
+    columns = _named_columns(catalog, "iufSU")
     return _with_ids(table, catalog, next((columns[c] for c in _IDS if c in columns), None))
+
+
+def _named_columns(catalog: Table, kinds: str) -> dict[str, str]:
+    """Names by themselves in lower case, of columns with one entry a row of these kinds of dtype."""
+    return {c.name.lower(): c.name for c in catalog.columns.values() if c.ndim == 1 and c.dtype.kind in kinds}
 
 
 def _pair(columns: dict[str, str], names: tuple[tuple[str, str], ...]) -> tuple[str, str] | None:

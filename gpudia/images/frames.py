@@ -31,6 +31,9 @@ from gpudia.images.noise import (
 
 __all__ = ["Frame", "frame_from_nddata", "make_frame"]
 
+#: Values from here on are no light: their squares leave the range of float32.
+_LARGEST = 1e18
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -174,20 +177,23 @@ def make_frame(
     layout, header = layout or FrameLayout(), Header() if header is None else header
     values, dtype = _native(data, "image", path)
     mask = _pixel_bits(bits, values.shape, layout, path)
-    mask[~np.isfinite(values)] |= PIXEL_FLAGS.no_data
+    no_light = ~(np.abs(values) < _LARGEST)
+    values[no_light] = np.nan
+    mask[no_light] |= PIXEL_FLAGS.no_data
     sigma = None
     if error is not None:
         sigma = _matching(_native(error, "error plane", path)[0], values.shape, "error plane", path)
-        mask[~(np.isfinite(sigma) & (sigma > 0))] |= PIXEL_FLAGS.no_data
+        mask[~((sigma < _LARGEST) & (sigma > 0))] |= PIXEL_FLAGS.no_data
     _refuse_empty(values, mask == 0, path)
     facts = exposure_facts(header, layout)
     if layout.noise == "header" and sigma is None and not (facts["gain"] > 0 and facts["read_noise"] >= 0):
         raise FrameError(f"gain and read noise must be known where noise is 'header', got {facts['gain']:g} and "
                          f"{facts['read_noise']:g}", path)
     maps = measure_sky(values, mask != 0)
+    _refuse_noiseless(maps, mask == 0, path)
     values = np.where(np.isfinite(values), values, maps.sky).astype(values.dtype, copy=False)
     facts, flags = _complete(facts, values, mask, maps, dtype, layout, path)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         mask[values >= facts["saturation"]] |= PIXEL_FLAGS.saturated
     good = mask == 0
     _refuse_empty(values, good, path)
@@ -195,7 +201,7 @@ def make_frame(
     if sigma is not None or not (layout.noise == "data" or flags & FRAME_FLAGS.gain_guessed):
         flags |= _noise_flag(values, good, maps, sigma, facts, dtype, path)
     if sigma is not None:
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             known = sigma.astype(values.dtype) ** 2
         variance = np.where(np.isfinite(known) & (known > 0), known, variance)
     wcs = sane_wcs(wcs, values.shape, path)
@@ -254,7 +260,9 @@ def _native(values: ArrayLike, what: str, path: Any) -> tuple[NDArray, np.dtype]
     if array.ndim != 2 or 0 in array.shape:
         raise FrameError(f"{what} must be two-dimensional and not empty, got shape {array.shape}", path)
     wide = array.dtype.itemsize > (4 if array.dtype.kind == "f" else 2)  # float32 holds 24 bits exactly
-    return np.array(array, dtype=np.float64 if wide else np.float32, order="C"), array.dtype.newbyteorder("=")
+    with np.errstate(over="ignore"):
+        native = np.array(array, dtype=np.float64 if wide else np.float32, order="C")
+    return native, array.dtype.newbyteorder("=")
 
 
 def _matching(plane: NDArray, shape: tuple[int, ...], what: str, path: Any) -> NDArray:
@@ -293,6 +301,12 @@ def _refuse_empty(values: NDArray, good: NDArray[np.bool_], path: Any) -> None:
     low, high = values[good].min(), values[good].max()
     if low == high:
         raise FrameError(f"image must not be constant, got {low:g} in all {np.count_nonzero(good)} good pixels", path)
+
+
+def _refuse_noiseless(maps: SkyMaps, good: NDArray[np.bool_], path: Any) -> None:
+    noise = float(np.median(maps.noise[good]))
+    if not noise > np.sqrt(np.finfo(np.float32).tiny):  # its square is a variance
+        raise FrameError(f"noise of the sky must be positive, got {noise:g}", path)
 
 
 def _complete(

@@ -18,6 +18,7 @@ from astropy.wcs.utils import proj_plane_pixel_scales
 from gpudia.errors import ConfigError, DataWarning
 from gpudia.flags import mask_bits_of
 from gpudia.images.noise import NOISE_SOURCES
+from gpudia.messages import printable
 
 __all__ = ["FrameLayout", "exposure_facts", "name_of", "pixel_scale", "sane_wcs"]
 
@@ -25,6 +26,10 @@ __all__ = ["FrameLayout", "exposure_facts", "name_of", "pixel_scale", "sane_wcs"
 _CLOCKS = ("UTSTART", "TIME-OBS", "UTC-OBS", "UT", "UTC")
 #: Dates above this are Julian ones: as MJD it would be the year 4597.
 _JULIAN = 1_000_000.0
+#: Dates beyond this (year 2406), and exposures of more than this (four months), are none.
+_LAST_MJD, _LONGEST = 200_000.0, 1e7
+#: Gains and read noises from here on, and gains up to its inverse, are none either.
+_ABSURD = 1e6
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,11 @@ def exposure_facts(header: Header, layout: FrameLayout) -> dict[str, Any]:
     for name in ("gain", "read_noise", "saturation"):
         given = getattr(layout, name)
         facts[name] = _number(header, getattr(layout, f"{name}_keys")) if given is None else float(given)
-    facts["exptime"] = _number(header, layout.exptime_keys)
+    if not facts["gain"] <= 0 and not 1 / _ABSURD < facts["gain"] < _ABSURD:
+        facts["gain"] = math.nan
+    facts["read_noise"] = facts["read_noise"] if abs(facts["read_noise"]) < _ABSURD else math.nan
+    exptime = _number(header, layout.exptime_keys)
+    facts["exptime"] = exptime if 0 <= exptime < _LONGEST else math.nan
     facts["mjd"] = _mid_exposure(header, layout, facts["exptime"])
     airmass = _number(header, layout.airmass_keys)
     facts["airmass"] = airmass if airmass > 0.99 else math.nan  # 0 and -999 where it was not known
@@ -152,7 +161,7 @@ def _number(header: Header, keywords: Iterable[str]) -> float:
 
 
 def _text(header: Header, keywords: Iterable[str]) -> str:
-    values = (str(header.get(key, "")).strip() for key in keywords)
+    values = (printable(header.get(key, "")).strip() for key in keywords)
     return next((v for v in values if v and v.upper() not in ("UNKNOWN", "N/A", "NONE")), "")
 
 
@@ -173,7 +182,7 @@ def _first_mjd(header: Header, keywords: Iterable[str]) -> float:
             mjd = _number_to_mjd(float(value), header) if _is_number(value) else _date_to_mjd(str(value), header)
         except (TypeError, ValueError):
             continue
-        if math.isfinite(mjd) and mjd > 0:
+        if 0 < mjd < _LAST_MJD:
             if mjd % 1:
                 return mjd
             days.append(mjd)
@@ -228,9 +237,10 @@ def sane_wcs(wcs: WCS | None, shape: tuple[int, ...], path: Any = None) -> WCS |
         return None
     try:
         wcs = wcs.celestial
-        scales = proj_plane_pixel_scales(wcs) * 3600
         centre = (shape[1] - 1) / 2, (shape[0] - 1) / 2
-        back = wcs.world_to_pixel_values(*wcs.pixel_to_world_values(*centre))
+        with np.errstate(all="ignore"):
+            scales = proj_plane_pixel_scales(wcs) * 3600
+            back = wcs.world_to_pixel_values(*wcs.pixel_to_world_values(*centre))
         sane = bool(np.all((scales > 1e-3) & (scales < 600)) and np.hypot(*np.subtract(back, centre)) < 1.0)
         reason = f"scale {scales} arcsec/px"
     except (ValueError, RuntimeError) as exc:  # wcslib's errors derive from these

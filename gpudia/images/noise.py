@@ -254,7 +254,7 @@ def noise_ratio(
     limit = float(1.5 + 5 / np.sqrt(0.74 * max(n, 1)))
     if not n:
         return 1.0, limit
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         above = float(np.percentile(maps.white[sky_pixels] / highest[sky_pixels], 10, method="nearest"))
         below = float(np.percentile(maps.noise[sky_pixels] / lowest[sky_pixels], 90, method="nearest"))
     return (above if above > 1 else below if below < 1 else 1.0), limit

@@ -6,8 +6,10 @@ from gpudia.photometry.apertures import (
     choose_aperture_radius,
     measure_apertures,
 )
+from gpudia.photometry.calibration import ZeroPoint, fit_zero_point
 from gpudia.photometry.detection import DETECTION_COLUMNS, KnownStars, associate, detect_peaks
 from gpudia.photometry.empirical import Psf, empirical_psf, moffat_psf
+from gpudia.photometry.exports import export_all, export_star
 from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_hdu
 from gpudia.photometry.linear import EpochNoise, linear_flux_variance
 from gpudia.photometry.psf import epoch_psf, psf_photometry
@@ -16,6 +18,7 @@ from gpudia.photometry.series import (
     CombinedFluxes,
     Magnitudes,
     combine,
+    describe_magnitudes,
     magnitudes,
     target_table,
 )
@@ -38,6 +41,7 @@ __all__ = [
     "Stamps",
     "Tie",
     "Variability",
+    "ZeroPoint",
     "aperture_correction",
     "aperture_photometry_table",
     "aperture_weights",
@@ -45,9 +49,13 @@ __all__ = [
     "choose_aperture_radius",
     "combine",
     "constant_star_epsilon",
+    "describe_magnitudes",
     "detect_peaks",
     "empirical_psf",
     "epoch_psf",
+    "export_all",
+    "export_star",
+    "fit_zero_point",
     "linear_flux_variance",
     "magnitudes",
     "measure_apertures",

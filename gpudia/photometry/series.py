@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from astropy.table import Table
 from astropy.time import Time
 from astropy.timeseries import TimeSeries
 from numpy.typing import NDArray
 
 from gpudia.errors import InputError
 from gpudia.flags import SOURCE_FLAGS
+from gpudia.photometry.calibration import INSTRUMENTAL, MAG_PER_SHARE, ZeroPoint
 from gpudia.photometry.stamps import FloatArray
 
-__all__ = ["CombinedFluxes", "Magnitudes", "combine", "magnitudes", "target_table", "utc_times"]
+__all__ = ["CombinedFluxes", "Magnitudes", "combine", "describe_magnitudes", "magnitudes", "target_table", "utc_times"]
 
 #: A magnitude is quoted from this many sigma of total flux on; below it there is a limit.
 _LIMIT_SIGMA = 3.0
@@ -90,7 +92,7 @@ def magnitudes(flux: Any, flux_err: Any, zero_point: float = 0.0) -> Magnitudes:
     seen = known & (flux >= _LIMIT_SIGMA * flux_err)
     faint = known & ~seen
     mag = zero_point - 2.5 * np.log10(np.where(seen, flux, np.nan))
-    mag_err = 2.5 / np.log(10) * np.where(seen, flux_err, np.nan) / np.where(seen, flux, 1.0)
+    mag_err = MAG_PER_SHARE * np.where(seen, flux_err, np.nan) / np.where(seen, flux, 1.0)
     return Magnitudes(mag, mag_err, zero_point - 2.5 * np.log10(np.where(faint, _LIMIT_SIGMA * flux_err, np.nan)))
 
 
@@ -101,7 +103,7 @@ def utc_times(mjd: Any) -> Time:
 
 
 def target_table(mjd: Any, image: Sequence[str], measures: Mapping[str, CombinedFluxes], method: str, *,
-                 flux_ref: Any, scale: Any, scale_err: Any, flags: Any, zero_point: float = 0.0,
+                 flux_ref: Any, scale: Any, scale_err: Any, flags: Any, zero_point: ZeroPoint = INSTRUMENTAL,
                  bjd_tdb: Any = None) -> TimeSeries:
     """Make the light curve of the target, as in ``target.ecsv``.
 
@@ -119,8 +121,8 @@ def target_table(mjd: Any, image: Sequence[str], measures: Mapping[str, Combined
     flux_ref, scale, scale_err, flags : (n,) or scalar
         Reference flux of the recommended measure, photometric scale and its sigma, bits of
         `gpudia.flags.SOURCE_FLAGS` (the bit ``limit`` is added here).
-    zero_point : float
-        Magnitude of one ADU of the reference.
+    zero_point : ZeroPoint
+        Magnitude of one ADU of the reference; its error is in no `mag_err`.
     bjd_tdb : (n,), optional
         Barycentric times of the target, days, NaN if unknown; None leaves the column out.
 
@@ -139,7 +141,7 @@ def target_table(mjd: Any, image: Sequence[str], measures: Mapping[str, Combined
     if method not in measures:
         raise InputError(f"method must be one of {sorted(measures)}, got {method!r}")
     best = measures[method]
-    mags = magnitudes(best.flux, best.flux_err, zero_point)
+    mags = magnitudes(best.flux, best.flux_err, zero_point.value)
     flags = np.where(np.isfinite(mags.limit), np.asarray(flags) | SOURCE_FLAGS.limit, flags).astype(np.int32)
     columns = {
         "image": np.asarray(image, dtype=str), "flux_diff": best.flux_diff, "flux_diff_err": best.flux_diff_err,
@@ -153,9 +155,22 @@ def target_table(mjd: Any, image: Sequence[str], measures: Mapping[str, Combined
     order = np.argsort(mjd, kind="stable")
     series = TimeSeries(time=utc_times(mjd[order]),
                         data={name: _column(name, value, n)[order] for name, value in columns.items()})
+    describe_magnitudes(series, zero_point)
     if bjd_tdb is not None:
         series["bjd_tdb"].info.unit, series["bjd_tdb"].info.description = "d", "mid-exposure, BJD_TDB, of the target"
     return series
+
+
+def describe_magnitudes(table: Table, zero_point: ZeroPoint) -> None:
+    """Say what the columns ``mag, mag_err, limit`` are, and in the table's meta where the zero point is from."""
+    texts = {"mag": f"{zero_point}", "mag_err": "1 sigma of the flux's own error, without that of the zero point",
+             "limit": f"3 sigma of flux, where the flux is below that; {zero_point}"}
+    for name in set(texts) & set(table.colnames):
+        table[name].info.unit, table[name].info.description = "mag", texts[name]
+    table.meta["magnitudes"] = str(zero_point)
+    if zero_point.calibrated:
+        for name in ("value", "error", "n", "scatter", "source"):
+            table.meta["zero_point" if name == "value" else f"zero_point_{name}"] = getattr(zero_point, name)
 
 
 def _column(name: str, value: Any, n: int) -> NDArray[Any]:

@@ -18,6 +18,8 @@ __all__ = ["UNUSABLE", "Variability", "usable", "variability", "variability_scor
 UNUSABLE = SOURCE_FLAGS.masked_pixels | SOURCE_FLAGS.saturated | SOURCE_FLAGS.outside | SOURCE_FLAGS.reference_masked
 #: Stars of like brightness that a star is compared with, itself among them; fewer tell nothing about their kind.
 _NEIGHBOURS, _FEWEST = 31, 8
+#: Stars whose indices are made at once: the arrays between are some ten times as large as the fluxes.
+_AT_ONCE = 500
 
 
 class Variability(NamedTuple):
@@ -74,9 +76,17 @@ def variability(flux: Any, flux_err: Any, flags: Any = 0) -> Variability:
     InputError
         The arrays are not 2-D of one shape.
     """
-    flux, flux_err = np.asarray(flux, float), np.asarray(flux_err, float)
+    flux, flux_err = np.asarray(flux), np.asarray(flux_err)
     if flux.ndim != 2 or flux.shape != flux_err.shape:
         raise InputError(f"flux and flux_err must be (n_epochs, n_sources), got {flux.shape} and {flux_err.shape}")
+    flags = np.broadcast_to(flags, flux.shape)
+    starts = range(0, max(flux.shape[1], 1), _AT_ONCE)
+    parts = [_indices(*(a[:, i:i + _AT_ONCE] for a in (flux, flux_err, flags))) for i in starts]
+    return Variability(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _indices(flux: Any, flux_err: Any, flags: Any) -> Variability:
+    flux, flux_err = flux.astype(float), flux_err.astype(float)
     good = usable(flux, flux_err, flags)
     sigma = np.where(good, flux_err, 1.0)
     weight = good / sigma**2

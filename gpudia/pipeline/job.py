@@ -19,6 +19,7 @@ from gpudia.config import RunConfig
 from gpudia.errors import FrameError
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import write_atomically
+from gpudia.pipeline.calibrate import photometric_catalog
 from gpudia.pipeline.candidates import write_candidates
 from gpudia.pipeline.codec import decode, encode
 from gpudia.pipeline.epochs import KEEP
@@ -130,6 +131,7 @@ def _bare(config: RunConfig) -> RunConfig:
 
 def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     start = time.perf_counter()
+    photometric_catalog(job.config)  # a file that cannot serve is said before hours of work
     take_times()
     job.journal.write("start", frames=len(paths), backend=job.backend.name, device=job.backend.device,
                       resume=job.config.resume)
@@ -148,8 +150,9 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
         candidates = None
         if job.config.detect is not None:
             candidates = write_candidates(job.output, looks, setup.reference, detections)
-        result = write_results(job.output, backend or job.backend.name, looks, setup.reference, setup.measures, results,
-                               {"stages": times, "wall": round(time.perf_counter() - start, 3)})
+        meta = {"stages": times, "wall": round(time.perf_counter() - start, 3)}
+        result = write_results(job.output, job.config, backend or job.backend.name, looks, setup.reference,
+                               setup.measures, results, meta)
         result = replace(result, candidates=candidates)
     job.journal.write("end", ok=result.n_ok, failed=result.n_failed, skipped=result.n_skipped, stages=times)
     return result

@@ -15,6 +15,7 @@ from typing import Any
 
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError
+from gpudia.messages import OneLine
 from gpudia.pipeline.state import has_batches
 from gpudia.pipeline.storage import writing
 
@@ -53,10 +54,10 @@ def prepare_output(config: RunConfig, frames: Sequence[Path]) -> Path:
             _names(found, output), "")
         raise ConfigError(f"output must be a new folder, got {output} with {what} in it{way}; "
                           "say overwrite (--overwrite) to replace the results")
-    inputs = {path.resolve() for path in frames}
+    inputs = {os.path.realpath(path) for path in frames}  # unlike Path.resolve it bears links in a loop
     if config.reference != "auto":
-        inputs.add(Path(config.reference).expanduser().resolve())
-    clash = [path for path in found if path.resolve() in inputs]
+        inputs.add(os.path.realpath(Path(config.reference).expanduser()))
+    clash = [path for path in found if os.path.realpath(path) in inputs]
     if clash:
         raise ConfigError(f"frames must not be results that overwrite would remove, got {clash[0]}")
     if not config.resume:
@@ -155,7 +156,7 @@ def log_to(path: Path) -> Iterator[None]:
     with writing(path):
         handler = logging.FileHandler(path, encoding="utf-8")
     handler.handleError = lambda _: None  # type: ignore[method-assign]  # a full disk is said elsewhere
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     before = logger.level
     logger.addHandler(handler)
     if logger.getEffectiveLevel() > logging.INFO:

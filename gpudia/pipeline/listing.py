@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -17,6 +18,9 @@ log = logging.getLogger("gpudia.pipeline")
 
 #: What counts as a frame in a folder (in any case).
 FRAME_SUFFIXES = (".fits", ".fit", ".fts", ".fits.fz", ".fits.gz")
+#: What no product is named with: some file systems, shells and browsers take it for something else.
+_UNFIT = set("/\\<>\"'&?*:|")
+_LONGEST = 180  # bytes; file systems allow 255, of which a file that is being written needs 40 more
 
 
 def expand_frames(patterns: str | os.PathLike[str] | Collection[str | os.PathLike[str]]) -> list[Path]:
@@ -26,8 +30,8 @@ def expand_frames(patterns: str | os.PathLike[str] | Collection[str | os.PathLik
     ----------
     patterns : str, path or sequence of them
         A folder stands for its files that end in one of `FRAME_SUFFIXES` (hidden ones excepted); a pattern with
-        ``*``, ``?`` or ``[]`` for the files it matches, ``**`` at any depth; anything else is a file, which need
-        not exist: a frame that is missing is for the run to report.
+        ``*``, ``?`` or ``[]`` for the files it matches, ``**`` at any depth; anything else is a file. A frame that is
+        none (missing, a link that leads nowhere, an empty folder of such a name) is for the run to report.
 
     Returns
     -------
@@ -56,24 +60,46 @@ def expand_frames(patterns: str | os.PathLike[str] | Collection[str | os.PathLik
 
 def _expand(pattern: str) -> list[Path]:
     path = Path(pattern)
-    if path.is_dir():
-        seen = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
-        return [p for p in seen if p.name.lower().endswith(FRAME_SUFFIXES)]
-    if glob.has_magic(pattern) and not path.exists():
-        return [p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file()]
+    if os.path.isdir(path):  # unlike Path's own methods, os.path never raises: not for a name too long either
+        seen = [p for p in path.iterdir() if _named_like_one(p) and not (p.name.startswith(".") or p.is_dir())]
+        return seen or ([path] if _named_like_one(path) else [])
+    if glob.has_magic(pattern) and not os.path.lexists(path):
+        return [p for p in map(Path, glob.glob(pattern, recursive=True)) if not p.is_dir()]
     return [path]
 
 
+def _named_like_one(path: Path) -> bool:
+    return path.name.lower().endswith(FRAME_SUFFIXES)
+
+
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Names for products: file stems, numbered where two files of different folders share one."""
-    stems = [name_of(path) for path in paths]
-    taken, used = set(stems), set()  # a file may really be called a-2
+    """Return names for the products of frames.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        The frames.
+
+    Returns
+    -------
+    list of str
+        File stems with ``_`` for what does not print or is unfit for a name, numbered (``a-2``) where two frames share
+        one; upper and lower case count as the same, as some file systems have it.
+    """
+    stems = [_fit_name(name_of(path)) for path in paths]
+    used: set[str] = set()
+    taken, counts = {stem.lower() for stem in stems}, Counter[str]()  # a file may really be called a-2
     names = []
     for stem in stems:
-        name, count = stem, 1
-        while name in used or (count > 1 and name in taken):
-            count += 1
-            name = f"{stem}-{count}"
-        used.add(name)
+        name = stem
+        while name.lower() in used or (name is not stem and name.lower() in taken):
+            counts[stem] += 1
+            name = f"{stem}-{counts[stem] + 1}"
+        used.add(name.lower())
         names.append(name)
     return names
+
+
+def _fit_name(stem: str) -> str:
+    fit = "".join("_" if c in _UNFIT or not c.isprintable() else c for c in stem).strip().lstrip(".")
+    return fit.encode()[:_LONGEST].decode(errors="ignore") or "frame"

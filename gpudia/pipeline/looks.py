@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -385,7 +386,7 @@ def _sharp_enough(looks: Sequence[Look]) -> list[Look]:
 def _named_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore) -> Look:
     path = Path(config.reference).expanduser()
     for look in looks:
-        if look.path.resolve() == path.resolve():
+        if os.path.realpath(look.path) == os.path.realpath(path):
             break
     else:
         look = take_look(path, path.name, store, config)

@@ -17,10 +17,13 @@ from astropy.timeseries import TimeSeries
 
 from gpudia import __version__
 from gpudia.backend import active_backend, to_host
+from gpudia.config import RunConfig
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import write_hdus, write_table
+from gpudia.messages import printable
 from gpudia.model import DifferenceStack
-from gpudia.photometry import LightCurves, constant_star_epsilon, table_hdu, target_table, variability
+from gpudia.photometry import LightCurves, ZeroPoint, constant_star_epsilon, table_hdu, target_table, variability
+from gpudia.pipeline.calibrate import calibrated
 from gpudia.pipeline.looks import Look
 from gpudia.pipeline.measure import RECOMMENDED, EpochFluxes, Measures
 from gpudia.pipeline.reference import RunReference
@@ -137,30 +140,30 @@ def difference_hdus(stack: DifferenceStack, i: int, bits: np.ndarray, cards: fit
     return hdus
 
 
-def write_results(output: Path, backend: str, looks: Sequence[Look], reference: RunReference, measures: Measures,
-                  results: Mapping[str, EpochFluxes], meta: Mapping[str, Any]) -> RunResult:
+def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence[Look], reference: RunReference,
+                  measures: Measures, results: Mapping[str, EpochFluxes], meta: Mapping[str, Any]) -> RunResult:
     """Put the epochs together: tables, light curves, reference and report; `meta` goes with the table of epochs."""
     done = [look for look in looks if look.name in results and not look.reason]
     fluxes = [results[look.name] for look in done]
     _check_scales(done, fluxes, measures)
-    doubts = _doubts(done, fluxes, reference)
+    epochs = epoch_table(looks)
+    curves, doubt = calibrated(_light_curves(done, fluxes, reference, measures, epochs), config, reference.look)
+    doubts = _doubts(done, fluxes, reference) + ([doubt] if doubt else [])
     for text in doubts:
         log.warning("%s", text)
-    epochs = epoch_table(looks)
     for key, value in (("OBJECT", reference.cutout.header.get("OBJECT", "")), ("BACKEND", backend),
                        ("REFERENC", reference.look.name), ("GPUDIA", __version__)):
-        epochs.meta[key] = str(value)
+        epochs.meta[key] = printable(value)
     epochs.meta |= dict(meta)
     write_table(epochs, output / "epochs.ecsv")
-    curves = _light_curves(done, fluxes, reference, measures, epochs)
     curves.write(output / "lightcurves.fits", overwrite=True)
     write_table(variables_table(curves.sources), output / "variables.ecsv")
     target = None
     if reference.target is not None and done:
-        target = _target_series(done, fluxes, reference, measures)
+        target = _target_series(done, fluxes, reference, measures, curves.zero_point)
         target.meta |= {"doubts": doubts} if doubts else {}
         write_table(target, output / "target.ecsv")
-    write_hdus(_reference_hdus(backend, reference, measures, curves.sources), output / "reference.fits")
+    write_hdus(_reference_hdus(backend, reference, measures, curves), output / "reference.fits")
     report = write_report(output)
     n_failed, n_skipped = (sum(look.status == status for look in looks) for status in ("failed", "skipped"))
     return RunResult(output, len(done), n_failed, n_skipped, report, epochs, target, curves)
@@ -234,12 +237,12 @@ def _light_curves(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference
     sources["flags"] = (np.asarray(sources["flags"]) | measures.flags[best][:n]).astype(np.int32)
     ok = np.isin(epochs["name"], [look.name for look in done])
     epochs = Table(epochs[ok], meta={})
-    add_variability(sources, epochs, planes)
+    add_variability(sources, epochs, planes, measures.radius)
     return LightCurves(sources, epochs, planes)
 
 
 def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference,
-                   measures: Measures) -> TimeSeries:
+                   measures: Measures, zero_point: ZeroPoint) -> TimeSeries:
     best = RECOMMENDED
     curves = {method: type(fluxes[0].fluxes[method])(*(
         np.array([getattr(epoch.fluxes[method], name)[-1] for epoch in fluxes])
@@ -247,11 +250,14 @@ def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], referenc
     series = target_table(
         [look.mjd for look in done], [look.name for look in done], curves, best, flux_ref=measures.flux[best][-1],
         scale=[epoch.scale[-1] for epoch in fluxes], scale_err=[epoch.scale_error for epoch in fluxes],
-        flags=[epoch.flags[best][-1] for epoch in fluxes], bjd_tdb=known_barycentric(done))
+        flags=[epoch.flags[best][-1] for epoch in fluxes], zero_point=zero_point, bjd_tdb=known_barycentric(done))
     x, y = reference.region.to_frame(reference.target)
-    series.meta |= {"position": reference.target_note, "x": float(x), "y": float(y), "reference": reference.look.name,
-                    "aperture_radius": float(measures.radius), "flux_ref_err": float(measures.flux_error[best][-1]),
-                    "flux_unit": "ADU of the reference", "magnitudes": "instrumental: -2.5 log10(flux)"}
+    sky = {} if reference.cutout.wcs is None else dict(zip(
+        ("ra", "dec"), map(float, reference.cutout.wcs.pixel_to_world_values(*reference.target)), strict=True))
+    series.meta |= sky | {
+        "position": reference.target_note, "x": float(x), "y": float(y), "reference": reference.look.name,
+        "aperture_radius": float(measures.radius), "flux_ref_err": float(measures.flux_error[best][-1]),
+        "flux_unit": "ADU of the reference"}
     return series
 
 
@@ -264,7 +270,7 @@ def _member_cards(reference: RunReference) -> dict[str, tuple[Any, str]]:
 
 
 def _reference_hdus(backend: str, reference: RunReference, measures: Measures,
-                    sources: Table) -> fits.HDUList:
+                    curves: LightCurves) -> fits.HDUList:
     cutout = reference.cutout
     cards = provenance(backend, reference.look.name, {
         "OBJECT": (str(cutout.header.get("OBJECT", "")), "from the reference frame"),
@@ -273,12 +279,12 @@ def _reference_hdus(backend: str, reference: RunReference, measures: Measures,
         "MJD": (cutout.mjd, "[d] mid-exposure, UTC"), "FWHM": (float(reference.look.quality.fwhm), "[pix]"),
         "APRADIUS": (float(measures.radius), "[pix] aperture"), "PSFKIND": (measures.psf.method, "how PSF was made"),
         "SCALEBIA": (float(to_host(reference.plan.scale_bias)), "expected bias of scales, by its noise"),
-        **_member_cards(reference)})
+        **_member_cards(reference), **curves.zero_point.cards()})
     wcs = None if cutout.wcs is None else cutout.wcs.to_header(relax=True)
     hdus = fits.HDUList([fits.PrimaryHDU(header=cards)])
     for name, plane in (("IMAGE", cutout.data.astype(np.float32)), ("ERR", np.sqrt(cutout.variance).astype(np.float32)),
                         ("MASK", cutout.mask)):
         hdus.append(fits.ImageHDU(plane, header=wcs, name=name))
-    hdus.append(table_hdu(sources, "CATALOG"))
+    hdus.append(table_hdu(curves.sources, "CATALOG"))
     hdus.append(fits.ImageHDU(measures.psf.stamp, name="PSF"))
     return hdus

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from astropy.table import Table
+from scipy.spatial import cKDTree
 
 from gpudia.backend import Backend, active_backend, to_device
 from gpudia.config import RunConfig
@@ -19,6 +20,7 @@ from gpudia.flags import SOURCE_FLAGS
 from gpudia.images import Frame, Region, cut
 from gpudia.model import ReferencePlan, automatic_kernel_size, choose_degree, choose_support, count_terms
 from gpudia.pipeline.looks import Look, region_of, target_position
+from gpudia.pipeline.positions import with_positions
 from gpudia.pipeline.prepare import PreparedBatch
 from gpudia.pipeline.stages import stage
 
@@ -51,6 +53,8 @@ class RunReference:
         Pixels of the kernel.
     weights : dict of str to float
         Weights of the frames in a stack, by name, of sum 1; empty where the reference is one frame.
+    varying : (N, 2)
+        What is kept out of the kernel fit: the target and the positions that were given, in the cutout.
     """
 
     look: Look
@@ -63,6 +67,7 @@ class RunReference:
     config: RunConfig
     support: Any
     weights: dict[str, float] = field(default_factory=dict)
+    varying: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
 
     def is_made_of(self, look: Look) -> bool:
         """Whether the reference is this one frame."""
@@ -75,12 +80,14 @@ class RunReference:
             return _make_plan(self, active_backend())
 
 
+#: Entries of a catalog nearer to each other than this are one star, pixels.
+_ONE_PLACE = 0.5
 #: Bright stars in the region for every polynomial term of the kernel.
 _STARS_PER_TERM = 30
 _BRIGHT = 50.0
 #: Highest degree tried by itself.
 _MOST_DEGREE = 2
-#: Radius around the target that is kept out of the kernel fit, in units of the FWHM.
+#: Radius around the target and around given positions that is kept out of the kernel fit, in units of the FWHM.
 _TARGET = 2.0
 
 
@@ -176,13 +183,14 @@ def _plan_of(reference: RunReference, config: RunConfig, support: Any) -> Refere
 
 
 def _make_plan(reference: RunReference, backend: Backend) -> ReferencePlan:
-    cutout, config, target = reference.cutout, reference.config, reference.target
+    cutout, config = reference.cutout, reference.config
     shape, degree = (cutout.data.shape[0], cutout.data.shape[1]), int(config.spatial_degree)
     fwhm = math.nan if reference.look.quality is None else reference.look.quality.fwhm
+    varying = _discs(reference.varying, shape, _TARGET * fwhm) if len(reference.varying) else None
     return ReferencePlan(
         to_device(cutout.data, backend), reference.kernel_size, error=to_device(np.sqrt(cutout.variance), backend),
         mask=to_device(cutout.mask != 0, backend),
-        fit_mask=None if target is None else to_device(_disc(target, shape, _TARGET * fwhm), backend),
+        fit_mask=None if varying is None else to_device(varying, backend),
         spatial_degree=degree, background_degree=config.background_degree, support=reference.support,
         scale_degree=degree if config.scale_degree == "auto" else min(int(config.scale_degree), degree),
         smoothness=config.smoothness,
@@ -219,15 +227,24 @@ def reference_of(look: Look, cutout: Frame, region: Region, looks: Sequence[Look
     if 2 * size > min(region.shape):
         raise ConfigError(f"kernel_size must be at most half the region's shorter side ({min(region.shape)} px), "
                           f"got {size}")
-    stars = _stars_in(look, region)
+    found = _stars_in(look, region)
+    stars = with_positions(found, config.positions, look.wcs, region)
     target, note = _target(config, look, region, stars, fwhm)
-    return RunReference(look, cutout, region, stars, target, note, size, config, config.kernel_support)
+    given = stars[len(found):]
+    varying = [*zip(given["x_cutout"], given["y_cutout"], strict=True), *([] if target is None else [target])]
+    return RunReference(look, cutout, region, stars, target, note, size, config, config.kernel_support,
+                        varying=np.array(varying, dtype=float).reshape(-1, 2))
 
 
-def _disc(centre: tuple[float, float], shape: tuple[int, int], radius: float) -> np.ndarray:
-    """Pixels within `radius` of (x, y); the target varies, and a bright one would pull the kernel's scale with it."""
-    y, x = np.ogrid[:shape[0], :shape[1]]
-    return (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= (radius if math.isfinite(radius) else 6.0) ** 2
+def _discs(centres: np.ndarray, shape: tuple[int, int], radius: float) -> np.ndarray:
+    """Pixels within `radius` of places (x, y): what varies there would pull the kernel and the sky with it."""
+    radius, mask = radius if math.isfinite(radius) else 6.0, np.zeros(shape, bool)
+    for x, y in centres:
+        rows, columns = (slice(max(math.floor(c - radius), 0), max(math.ceil(c + radius) + 1, 0)) for c in (y, x))
+        inside = mask[rows, columns]
+        dy, dx = np.arange(inside.shape[0]) + rows.start - y, np.arange(inside.shape[1]) + columns.start - x
+        inside |= dx**2 + dy[:, None] ** 2 <= radius**2
+    return mask
 
 
 def _stars_in(look: Look, region: Region) -> Table:
@@ -247,7 +264,19 @@ def _stars_in(look: Look, region: Region) -> Table:
     table["x"], table["y"] = xy.T
     table["x_cutout"], table["y_cutout"] = region.to_cutout(xy).T
     table["flags"] = np.asarray(found["flags"])[inside] if "flags" in found.colnames else np.zeros(len(xy), np.int32)
+    table["flags"][_duplicates(xy)] |= SOURCE_FLAGS.duplicate
     return table
+
+
+def _duplicates(xy: np.ndarray) -> list[int]:
+    """Rows that lie within half a pixel of an earlier one that is none of these itself."""
+    found: set[int] = set()
+    for first, second in sorted(cKDTree(xy).query_pairs(_ONE_PLACE)) if len(xy) else ():
+        if first not in found:
+            found.add(second)
+    if found:
+        log.warning("%d stars of the catalog within %g px of another: flagged duplicate", len(found), _ONE_PLACE)
+    return sorted(found)
 
 
 def _target(config: RunConfig, look: Look, region: Region, stars: Table, fwhm: float) -> tuple[Any, str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError
 from gpudia.images import barycentric_times, check_mixture
+from gpudia.messages import printable
 from gpudia.pipeline.looks import Look
 from gpudia.selection import SERIES_COLUMNS, parse_condition
 
@@ -26,7 +27,7 @@ _OF_THE_LOOK = ("name", "mjd", "exptime", "filter", "instrument", "airmass")
 
 def _series_row(look: Look) -> dict[str, Any]:
     """What the series table says of a frame; NaN, or an empty text, where it is not known."""
-    row: dict[str, Any] = {"file": str(look.path)} | {name: getattr(look, name) for name in _OF_THE_LOOK}
+    row: dict[str, Any] = {"file": printable(look.path)} | {name: getattr(look, name) for name in _OF_THE_LOOK}
     for column in SERIES_COLUMNS:
         if column.name not in row:
             row[column.name] = getattr(look.quality, column.name, math.nan)
@@ -44,8 +45,9 @@ def series_table(looks: Sequence[Look]) -> Table:
     Returns
     -------
     `~astropy.table.Table`
-        N rows in their order, with the columns of `gpudia.selection.SERIES_COLUMNS`, their units and descriptions; and
-        ``bjd_tdb`` after ``mjd`` where it is known of any frame. Unknown: NaN, an empty text, -1 stars.
+        N rows in their order, with the columns of `gpudia.selection.SERIES_COLUMNS`, their units and descriptions;
+        ``bjd_tdb`` after ``mjd``, and ``longitude, latitude, height`` of the observatory at the end, where they are
+        known of any frame. Unknown: NaN, an empty text, -1 stars.
     """
     rows = [_series_row(look) for look in looks]
     table = Table()
@@ -59,6 +61,11 @@ def series_table(looks: Sequence[Look]) -> Table:
     if times is not None:
         table.add_column(Column(times, unit="d", description="mid-exposure, BJD_TDB, of the target", name="bjd_tdb"),
                          index=table.index_column("mjd") + 1)
+    if any(look.site is not None for look in looks):
+        sites = np.array([(math.nan,) * 3 if look.site is None else look.site for look in looks], dtype=float)
+        for values, (name, unit) in zip(sites.T, (("longitude", "deg"), ("latitude", "deg"), ("height", "m")),
+                                        strict=True):
+            table[name] = Column(values, unit=unit, description="of the observatory")
     return table
 
 
@@ -133,11 +140,12 @@ def drop_odd(looks: Sequence[Look], config: RunConfig, reference: Look | None = 
 
 
 def note_barycentric(looks: Sequence[Look], config: RunConfig) -> None:
-    """Note the barycentric time of every frame, where there is a target and a site in the settings or the header."""
+    """Note every frame's site, from the settings or its header, and its barycentric time where there is a target."""
+    for look in looks:
+        look.site = config.site or look.site
     if config.ra is None or config.dec is None:
         return
-    sites = [config.site or look.site for look in looks]
-    times = barycentric_times([look.mjd for look in looks], sites, config.ra, config.dec)
+    times = barycentric_times([look.mjd for look in looks], [look.site for look in looks], config.ra, config.dec)
     for look, time in zip(looks, times, strict=True):
         look.bjd_tdb = float(time)
     if not np.isfinite(times).any():

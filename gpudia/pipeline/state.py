@@ -26,7 +26,8 @@ from gpudia.pipeline.tasks import BatchDone, Setup
 __all__ = ["RunState", "batch_key", "digest", "has_batches", "inputs_of"]
 
 #: Settings that a run may be gone on with under other values: they do not change what was done.
-_FREE = ("frames", "output", "products", "resume", "overwrite", "workers", "readers", "dask", "batch_size")
+_FREE = ("frames", "output", "products", "resume", "overwrite", "workers", "readers", "dask", "batch_size",
+         "photometric_catalog", "magnitude_column", "zero_point", "zero_point_err")
 
 
 def digest(*values: Any) -> str:
@@ -172,4 +173,6 @@ def batch_key(setup: Setup, looks: Sequence[Look]) -> str:
 
 def inputs_of(looks: Sequence[Look], config: RunConfig) -> str:
     """Key of all frames as they are, and what has to do with how they are split."""
-    return digest(config.batch_size, config.reference, [(str(x.path), x.name, x.stamp, x.reason) for x in looks])
+    positions = None if config.positions is None else stamp_of(Path(config.positions))
+    frames = [(str(x.path), x.name, x.stamp, x.reason) for x in looks]
+    return digest(config.batch_size, config.reference, positions, frames)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from gpudia.flags import FRAME_FLAGS, SOURCE_FLAGS
 from gpudia.photometry import UNUSABLE, variability, variability_score
@@ -24,14 +25,17 @@ _ABOUT = {
     "amplitude": "95th less 5th percentile of the flux, noise included",
     "excess": "rms of the flux beyond its errors",
     "score": "sigma by which chi2 is beyond that of stars of like brightness",
+    "beside": "source_id of the nearest variable star with a higher score within two aperture radii, whose light this "
+              "one may show; -1: none",
 }
 
 
-def add_variability(sources: Table, epochs: Table, planes: Mapping[str, NDArray]) -> None:
+def add_variability(sources: Table, epochs: Table, planes: Mapping[str, NDArray], radius: float) -> None:
     """Add to `sources` the indices of every star, its flags of all epochs, and ``variable`` from a score of 5 on.
 
-    A single frame that is the reference tells nothing (its differences are 0) and is left out. Frames of a stacked
-    reference stay: their total fluxes have the noise of the frame alone, see `gpudia.pipeline.measure`.
+    `radius` is that of the aperture, pixels. A single frame that is the reference tells nothing (its differences are 0)
+    and is left out. Frames of a stacked reference stay: their total fluxes have the noise of the frame alone, see
+    `gpudia.pipeline.measure`.
     """
     mjd = np.asarray(epochs["mjd"], float)
     order = np.argsort(mjd, kind="stable")  # epochs without a time come last
@@ -45,8 +49,22 @@ def add_variability(sources: Table, epochs: Table, planes: Mapping[str, NDArray]
     sources["score"] = variability_score(found.chi2, found.n_good, sources["flux_ref"], flags & UNUSABLE == 0)
     variable = np.nan_to_num(sources["score"]) >= _VARIABLE
     sources["flags"] = np.where(variable, flags | SOURCE_FLAGS.variable, flags).astype(np.int32)
+    sources["beside"] = _beside(sources, variable, 2 * radius)
     for name, about in _ABOUT.items():
         sources[name].description = about
+
+
+def _beside(sources: Table, variable: NDArray[np.bool_], reach: float) -> NDArray[np.int64]:
+    """The nearest variable star with a higher score within reach of each star, by its id; -1 where there is none."""
+    xy, score = np.column_stack([sources["x"], sources["y"]]), np.nan_to_num(sources["score"], nan=-np.inf)
+    ids, found = np.asarray(sources["source_id"]), np.full(len(sources), -1, np.int64)
+    which = np.flatnonzero(variable)
+    if which.size:
+        for star, near in enumerate(cKDTree(xy[which]).query_ball_point(xy, reach)):
+            better = [which[k] for k in near if score[which[k]] > score[star]]
+            if better:
+                found[star] = ids[min(better, key=lambda k: np.hypot(*(xy[k] - xy[star])))]
+    return found
 
 
 def variables_table(sources: Table) -> Table:

@@ -89,6 +89,7 @@ def most_variable(run: RunData, limit: int = 8) -> list[Curve]:
         return []
     score = numbers(run.sources, "score" if "score" in run.sources.colnames else "chi2")
     score[np.isfinite(_good_fluxes(run)[0]).sum(axis=0) < _MIN_EPOCHS] = np.nan
+    score[numbers(run.sources, "flags", 0).astype(np.int64) & SOURCE_FLAGS.duplicate > 0] = np.nan  # shown already
     order = np.argsort(np.where(np.isfinite(score), -score, np.inf), kind="stable")[:limit]
     return [_star_curve(run, int(i)) for i in order if np.isfinite(score[i])]
 

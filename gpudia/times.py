@@ -63,8 +63,8 @@ def _number(header: Header, key: str) -> float:
         return math.nan
 
 
-def barycentric_times(mjd: ArrayLike, sites: Sequence[tuple[float, float, float] | None], ra: float,
-                      dec: float) -> NDArray[np.float64]:
+def barycentric_times(mjd: ArrayLike, sites: Sequence[tuple[float, float, float] | None], ra: ArrayLike,
+                      dec: ArrayLike) -> NDArray[np.float64]:
     """Return the times at which the light would have reached the barycentre of the solar system.
 
     Parameters
@@ -73,13 +73,13 @@ def barycentric_times(mjd: ArrayLike, sites: Sequence[tuple[float, float, float]
         Mid-exposure, UTC, days.
     sites : sequence of N tuples or None
         Longitude (degrees east), latitude (degrees) and height (m) of every frame's observatory.
-    ra, dec : float
+    ra, dec : float, or array_like of shape (S,)
         Where the light comes from, ICRS, degrees.
 
     Returns
     -------
-    ndarray of float, shape (N,)
-        BJD_TDB, days; NaN where time or site are unknown, or before 1960 or after 2199.
+    ndarray of float, shape (N,) or (N, S)
+        BJD_TDB, days; NaN where time, site or direction are unknown, or before 1960 or after 2199.
 
     Notes
     -----
@@ -89,19 +89,21 @@ def barycentric_times(mjd: ArrayLike, sites: Sequence[tuple[float, float, float]
     microseconds.
     """
     times = np.asarray(mjd, float)
-    result = np.full(times.shape, np.nan)
+    ra, dec = np.broadcast_arrays(np.asarray(ra, float), np.asarray(dec, float))
+    result = np.full(times.shape + ra.shape, np.nan)
     known = np.isfinite(times) & (times > _MJD_RANGE[0]) & (times < _MJD_RANGE[1])
-    target = SkyCoord(ra, dec, unit="deg")
+    directed = np.isfinite(ra) & np.isfinite(dec)
+    target = SkyCoord(np.where(directed, ra, 0.0), np.where(directed, dec, 0.0), unit="deg")
     for site in dict.fromkeys(site for site in sites if site is not None):
         here = known & np.array([other == site for other in sites], dtype=bool)
         if here.any():
-            result[here] = _barycentric(times[here], site, target)
+            result[here] = np.where(directed, _barycentric(times[here], site, target), np.nan)
     return result
 
 
 def _barycentric(mjd: NDArray[np.float64], site: tuple[float, float, float], target: SkyCoord) -> NDArray[np.float64]:
     place = EarthLocation.from_geodetic(site[0], site[1], site[2])
-    time = Time(mjd, format="mjd", scale="utc", location=place)
+    time = Time(mjd.reshape(mjd.shape + (1,) * target.ndim), format="mjd", scale="utc", location=place)
     with (
         warnings.catch_warnings(),
         iers.earth_orientation_table.set(iers.IERS_B.open()),
