@@ -74,31 +74,40 @@ class Readers(Executor):
 
     def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
         """See `Executor.map`."""
-        todo, tries = deque(range(len(items))), [0] * len(items)
+        todo, alone = deque(range(len(items))), deque[int]()
         running: dict[Future[Any], int] = {}
         try:
-            while todo or running:
+            while todo or running or alone:
                 while todo and len(running) < 2 * self._count:
                     number = todo.popleft()
                     running[self._submit(task, items[number], shared)] = number
+                if not running:  # one of these killed its process: which, shows when nothing else is done meanwhile
+                    number = alone.popleft()
+                    yield number, self._done_alone(task, items[number], shared)
+                    continue
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     number = running.pop(future)
                     try:
                         result, records = future.result()
-                    except BrokenExecutor as error:
+                    except BrokenExecutor:
                         self._pool = None
-                        tries[number] += 1
-                        if tries[number] > 2:
-                            yield number, WorkerDied(str(error))
-                        else:
-                            todo.append(number)
+                        alone.append(number)
                         continue
                     tell(records)
                     yield number, result
         finally:
             for future in running:
                 future.cancel()
+
+    def _done_alone(self, task: Task, item: Any, shared: bytes) -> bytes | WorkerDied:
+        try:
+            result, records = self._submit(task, item, shared).result()
+        except BrokenExecutor:
+            self._pool = None
+            return WorkerDied("the process that worked on it died, twice")
+        tell(records)
+        return result
 
     def _submit(self, task: Task, item: Any, shared: bytes) -> Future[Any]:
         if self._pool is None:

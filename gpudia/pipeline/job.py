@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from gpudia.backend import Backend, use_backend
 from gpudia.config import RunConfig
 from gpudia.errors import FrameError
 from gpudia.flags import FRAME_FLAGS
+from gpudia.images import write_atomically
 from gpudia.pipeline.calibrate import photometric_catalog
 from gpudia.pipeline.candidates import write_candidates
 from gpudia.pipeline.codec import decode, encode
@@ -112,19 +114,14 @@ def run(config: RunConfig, progress: bool = False, callback: Callable[[Progress]
     output = Path(config.output).expanduser()
     with locked(output), use_backend(config.backend) as backend, threadpool_limits(1, "blas"):
         prepare_output(config, paths)
-        with log_to(output / "gpudia.log"), listening() as stop:
-            state, journal = RunState(output / STATE), Journal(output / "journal.jsonl")
-            executor = executor_for(config, len(paths), output)
-            try:
-                state.take_settings(config, backend.name)
-                (output / "run.toml").write_text(config.to_toml(), encoding="utf-8")
-                shared = LookJob(_bare(config), output / PIECES, len(paths))
-                watch = Watch(progress, callback)
-                return _steps(_Job(config, output, backend, shared, state, journal, executor, stop, watch), paths)
-            finally:
-                executor.close()
-                journal.close()
-                state.close()
+        with (log_to(output / "gpudia.log"), listening() as stop, closing(RunState(output / STATE)) as state,
+              closing(Journal(output / "journal.jsonl")) as journal):
+            state.take_settings(config, backend.name)
+            write_atomically(output / "run.toml", lambda path: path.write_text(config.to_toml(), encoding="utf-8"))
+            shared = LookJob(_bare(config), output / PIECES, len(paths))
+            with closing(executor_for(config, len(paths), output)) as executor:
+                return _steps(_Job(config, output, backend, shared, state, journal, executor, stop,
+                                   Watch(progress, callback)), paths)
 
 
 def _bare(config: RunConfig) -> RunConfig:
@@ -320,9 +317,16 @@ def _done_batches(job: _Job, batches: Sequence[Sequence[Look]], setup: Setup) ->
         return
     items = [[encode(replace(look, seen=Seen())) for look in batch] for batch in batches]
     for number, result in job.executor.map(do_batch, items, encode(setup)):
-        if isinstance(result, WorkerDied):
-            result = encode(BatchDone.of_dead(batches[number], result))
-        yield number, result
+        yield number, _done_singly(job, batches[number], setup) if isinstance(result, WorkerDied) else result
+
+
+def _done_singly(job: _Job, batch: Sequence[Look], setup: Setup) -> bytes:
+    """Work on the frames of a batch one by one: the one that its workers died of fails alone."""
+    log.warning("workers died of a batch of %d frames: going on one by one", len(batch))
+    items = [[encode(replace(look, seen=Seen()))] for look in batch]
+    parts = [BatchDone.of_dead(batch[number], result) if isinstance(result, WorkerDied) else decode(result)
+             for number, result in job.executor.map(do_batch, items, encode(setup))]
+    return encode(BatchDone([outcome for part in parts for outcome in part.outcomes], parts[0].backend))
 
 
 def _collect(job: _Job, looks: Sequence[Look], keys: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], str]:

@@ -86,10 +86,9 @@ class BatchDone:
     times: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of_dead(cls, looks: Sequence[Look], error: Exception) -> BatchDone:
-        """Outcome of a batch whose process died, whoever did it."""
-        failed = [look.failed(FrameError(str(error), look.path)) for look in looks]
-        return cls([EpochOutcome.of(look) for look in failed], active_backend().name)
+    def of_dead(cls, look: Look, error: Exception) -> BatchDone:
+        """Outcome of a frame that the process died of, whoever did it."""
+        return cls([EpochOutcome.of(look.failed(FrameError(str(error), look.path)))], active_backend().name)
 
     def in_order_of(self, looks: Sequence[Look]) -> list[EpochOutcome]:
         """Return the outcomes in the order of the frames."""

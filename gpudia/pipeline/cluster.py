@@ -1,0 +1,171 @@
+"""Tasks on a Dask cluster: processes on this machine, or the workers of a scheduler that exists."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from gpudia import __version__
+from gpudia.backend import backend_info, cores
+from gpudia.errors import BackendError, ConfigError
+from gpudia.images import write_atomically
+from gpudia.pipeline.executors import Executor, Task, WorkerDied, start_worker
+from gpudia.pipeline.storage import writing
+from gpudia.pipeline.told import tell, told
+
+try:
+    import dask
+    import distributed
+except ImportError as error:
+    raise ConfigError("workers and dask must be left out where Dask is missing; install it with pip install "
+                      "'gpudia[dask]'") from error
+
+__all__ = ["Cluster"]
+
+log = logging.getLogger("gpudia.pipeline")
+
+#: Seconds to wait for a scheduler to answer, and for it to have a worker.
+_ANSWER, _WORKER = 10, 60
+#: Tasks begun for each worker: one in work, one that waits for it.
+_AHEAD = 2
+
+
+class Cluster(Executor):
+    """Workers of Dask that do all tasks, whole batches too.
+
+    What the items of a step share lies in a file in the output folder, which they all see: no worker that is lost takes
+    it along.
+
+    Parameters
+    ----------
+    address : str or None
+        Of a scheduler; None: start workers on this machine.
+    workers : int
+        How many.
+    output : Path
+        Folder of the run.
+
+    Raises
+    ------
+    ConfigError
+        If no scheduler listens, it has no workers, or these have another version of gpudia or do not see `output`.
+    """
+
+    does_batches = True
+
+    def __init__(self, address: str | None, workers: int, output: Path) -> None:
+        self._output = output.resolve()
+        self._cluster = None if address else _local(workers)
+        self._address = address or self._cluster.scheduler_address
+        try:
+            self._client = distributed.Client(self._address, timeout=_ANSWER, set_as_default=False)
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
+            raise ConfigError(f"dask must be the address of a scheduler that listens, such as tcp://host:8786, got "
+                              f"{address} ({str(error).splitlines()[0] or type(error).__name__})") from error
+        try:
+            self._check_workers()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_workers(self) -> None:
+        try:
+            self._client.wait_for_workers(1, timeout=_WORKER)
+        except TimeoutError as error:
+            raise ConfigError(f"dask must have at least one worker, got none at {self._address} in {_WORKER} s"
+                              ) from error
+        found = self._client.run(_version_and_sight, str(self._output / "state"))
+        for worker, (version, sees) in found.items():
+            if version != __version__:
+                raise ConfigError(f"dask must have workers with gpudia {__version__}, got {version} on {worker}")
+            if not sees:
+                raise ConfigError(f"output must be on storage that all workers see, got {self._output}, which "
+                                  f"{worker} does not")
+        log.info("%d workers at %s", len(found), self._address)
+
+    def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
+        """See `Executor.map`."""
+        place = self._output / "state" / f"shared.{os.urandom(8).hex()}"
+        with writing(place):
+            write_atomically(place, lambda path: path.write_bytes(shared))
+        numbers: dict[Any, int] = {}
+        todo = iter(enumerate(items))
+
+        def begin() -> Any:
+            number, item = next(todo)
+            future = self._client.submit(_remote, task, item, str(place), pure=False)
+            numbers[future] = number
+            return future
+
+        try:
+            running = distributed.as_completed(loop=self._client.loop)
+            for _ in range(min(len(items), _AHEAD * max(1, len(self._client.nthreads())))):
+                running.add(begin())
+            for future in running:
+                number, result = numbers.pop(future), self._result(future)
+                with contextlib.suppress(StopIteration):
+                    running.add(begin())
+                yield number, result
+        finally:
+            self._client.cancel(list(numbers))
+            place.unlink(missing_ok=True)
+
+    def _result(self, future: Any) -> bytes | WorkerDied:
+        try:
+            result, records = future.result()
+        except distributed.KilledWorker as error:
+            return WorkerDied(f"the worker died while it was worked on, {error.allowed_failures + 1} times")
+        except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
+            raise BackendError(f"dask scheduler must stay where it was, got no more answer from {self._address}; go on "
+                               "with resume (--resume)") from error
+        tell(records)
+        done: bytes = result
+        return done
+
+    def close(self) -> None:
+        """Leave the scheduler; end the workers that were started for this."""
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+
+def _local(workers: int) -> Any:
+    """Processes on this machine that share its cores, and its GPUs where it has some, one after the other."""
+    devices = int(backend_info().get("devices", 0))
+    threads = str(max(1, cores() // workers))
+    specs = {}
+    for number in range(workers):
+        env = {"OMP_NUM_THREADS": threads, "GPUDIA_CORES": threads}
+        if devices:
+            env["CUDA_VISIBLE_DEVICES"] = str(number % devices)
+        options = {"nthreads": 1, "memory_limit": 0, "env": env, "silence_logs": logging.ERROR, "dashboard": False,
+                   "dashboard_address": "127.0.0.1:0", "preload": ["gpudia.pipeline.cluster"], "host": "127.0.0.1"}
+        specs[number] = {"cls": distributed.Nanny, "options": options}
+    scheduler = {"cls": distributed.Scheduler, "options": {"dashboard": False, "dashboard_address": "127.0.0.1:0",
+                                                                "host": "127.0.0.1", "port": 0}}
+    with dask.config.set({"distributed.worker.profile.enabled": False}):
+        return distributed.SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.ERROR, name="gpudia")
+
+
+def dask_setup(_: Any) -> None:
+    """Called by Dask in every worker that is started here."""
+    start_worker()
+
+
+def _version_and_sight(path: str) -> tuple[str, bool]:
+    return __version__, Path(path).is_dir()
+
+
+@lru_cache(maxsize=2)
+def _shared(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def _remote(task: Task, item: Any, path: str) -> tuple[bytes, list[logging.LogRecord]]:
+    """Do a task on a worker."""
+    return told(task, item, _shared(path))

@@ -1,0 +1,133 @@
+"""The same run by other processes: workers of Dask on loopback, reading processes; some of them die."""
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+from test_resume import SETTINGS, _no_plots, assert_same, frames, series, settings, undisturbed  # noqa: F401
+
+import gpudia
+from gpudia.errors import ConfigError
+from gpudia.pipeline.executors import Here, Readers, WorkerDied
+
+distributed = pytest.importorskip("distributed")
+pytestmark = [
+    pytest.mark.dask,
+    # Dask leaves sockets of its own to the garbage collector
+    pytest.mark.filterwarnings("ignore:unclosed <socket", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    """Address of a scheduler on loopback with two workers."""
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+                                  memory_limit=None) as cluster:
+        yield cluster.scheduler_address
+
+
+def test_workers_of_a_scheduler_give_the_same(settings, undisturbed, scheduler, tmp_path):  # noqa: F811
+    result = gpudia.run(settings.replace(output=str(tmp_path / "out"), dask=scheduler))
+    assert result.n_ok == SETTINGS.n_epochs
+    assert_same(undisturbed, tmp_path / "out")
+    assert not list((tmp_path / "out" / "state").glob("shared*"))
+    assert "workers at" in (tmp_path / "out" / "gpudia.log").read_text()
+
+
+def test_a_worker_that_is_killed_costs_nothing_but_time(settings, undisturbed, scheduler, tmp_path):  # noqa: F811
+    with distributed.Client(scheduler, set_as_default=False) as client:
+        pids = client.run(os.getpid)
+
+        def kill(event):
+            if (event.step, event.done) == ("subtract", 1):
+                os.kill(next(iter(pids.values())), signal.SIGKILL)
+
+        gpudia.run(settings.replace(output=str(tmp_path / "out"), dask=scheduler, batch_size=1), callback=kill)
+        assert_same(undisturbed, tmp_path / "out")
+        client.wait_for_workers(2, timeout=60)
+        assert set(client.run(os.getpid).values()) != set(pids.values())
+
+
+def test_workers_on_this_machine_and_resume(settings, undisturbed, tmp_path):  # noqa: F811
+    """One worker, interrupted; then in this process."""
+    config = settings.replace(output=str(tmp_path / "out"))
+
+    def stop(event):
+        if (event.step, event.done) == ("subtract", 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        gpudia.run(config.replace(workers=1), callback=stop)
+    gpudia.run(config.replace(resume=True))
+    assert_same(undisturbed, tmp_path / "out")
+
+
+def test_an_address_where_nobody_listens_is_said_at_once(settings, tmp_path):  # noqa: F811
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    start = time.monotonic()
+    for address in (f"tcp://127.0.0.1:{port}", "nonsense://x:1"):
+        with pytest.raises(ConfigError, match=f"dask must be the address of a scheduler that listens.* got {address}"):
+            gpudia.run(settings.replace(output=str(tmp_path / "out"), dask=address))
+    assert time.monotonic() - start < 60
+    assert not (tmp_path / "out" / "epochs.ecsv").exists()
+
+
+def test_workers_that_do_not_see_the_output_or_are_of_another_version(settings, scheduler, tmp_path,  # noqa: F811
+                                                                       monkeypatch):
+    from gpudia.pipeline import cluster
+
+    monkeypatch.setattr(cluster, "__version__", "9.9")
+    with pytest.raises(ConfigError, match=f"dask must have workers with gpudia 9.9, got {gpudia.__version__} on"):
+        gpudia.run(settings.replace(output=str(tmp_path / "out"), dask=scheduler))
+    monkeypatch.undo()
+    monkeypatch.setattr(cluster, "_version_and_sight", _sees_nothing)
+    with pytest.raises(ConfigError, match="output must be on storage that all workers see"):
+        gpudia.run(settings.replace(output=str(tmp_path / "other"), dask=scheduler))
+
+
+def _sees_nothing(_):
+    return gpudia.__version__, False
+
+
+def deadly(item, shared):
+    """A task: kills its process for one item."""
+    if item == "poison":
+        os._exit(1)
+    return shared + item.encode()
+
+
+@pytest.mark.parametrize("kind", ["readers", "cluster"])
+def test_an_item_that_kills_its_processes_fails_alone(kind, scheduler, tmp_path):
+    from gpudia.pipeline.cluster import Cluster
+
+    (tmp_path / "state").mkdir()
+    items = ["a", "b", "poison", "c", "d"]
+    executor = Readers(2) if kind == "readers" else Cluster(scheduler, 0, tmp_path)
+    try:
+        found = dict(executor.map(deadly, items, b"x"))
+    finally:
+        executor.close()
+    assert isinstance(found.pop(2), WorkerDied)
+    assert found == {0: b"xa", 1: b"xb", 3: b"xc", 4: b"xd"}
+
+
+def wrong(item, shared):
+    """A task with a programming error."""
+    raise ZeroDivisionError(item)
+
+
+@pytest.mark.parametrize("kind", ["here", "readers", "cluster"])
+def test_a_programming_error_passes(kind, scheduler, tmp_path):
+    from gpudia.pipeline.cluster import Cluster
+
+    (tmp_path / "state").mkdir()
+    executor = {"here": Here, "readers": lambda: Readers(1),
+                "cluster": lambda: Cluster(scheduler, 0, tmp_path)}[kind]()
+    try:
+        with pytest.raises(ZeroDivisionError, match="a"):
+            list(executor.map(wrong, ["a"], b"x"))
+    finally:
+        executor.close()
