@@ -15,7 +15,7 @@ from gpudia import ReferencePlan
 from gpudia.backend import register_backend, to_device, to_host
 from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
-from gpudia.model import evaluate_terms, information
+from gpudia.model import covariance_correction, evaluate_terms
 from gpudia.photometry import EpochNoise, epoch_psf, forced_photometry, moffat_psf
 from gpudia.photometry.psf import shifted_psf
 
@@ -71,12 +71,12 @@ class Series:
     def noises(self, **changes):
         stack, plan = self.stack, self.plan
         constant = stack.coefficients.shape[1] == 1
-        estimate = partial(information, plan, stack)
+        correction = partial(covariance_correction, plan, stack)
         return [replace(EpochNoise(
             stack.image_variance[i], stack.coefficients[i, 0] if constant else stack.coefficients[i],
             self.reference_variance, self.reference, stack.covariance[i], stack.support,
             None if constant else stack.terms_at, partial(evaluate_terms, 1, shape=SHAPE), 0.0, plan.fit_pixels,
-            partial(estimate, i) if stack.covariance_kind == "shared" else None), **changes)
+            partial(correction, i) if stack.covariance_kind == "shared" else None), **changes)
             for i in range(len(stack))]
 
     def measured(self, noises=None, **more):
@@ -95,7 +95,7 @@ def constant():
 
 
 def test_pulls_of_constant_stars_are_standard_normal_bright_ones_too(constant):
-    """Every star decides on its own kernel: without leverage the stated error of the brightest is 1.4 times too large.
+    """Every star decides on its own kernel: without leverage the stated error of the brightest is 1.3 times too large.
 
     Bounds: 4 sigma of a standard deviation, and of a mean, of 150 numbers for each star; of all of them together 4.
     """
@@ -107,12 +107,12 @@ def test_pulls_of_constant_stars_are_standard_normal_bright_ones_too(constant):
         assert np.abs(pulls.mean(axis=0)).max() < 4 / np.sqrt(n), name
         assert abs((pulls**2).mean() - 1) < 4 * np.sqrt(2 / pulls.size), name
         naive = (without[name].flux / without[name].error)[:, constant.brightest].std()
-        assert naive < 0.75, name
+        assert naive < 0.8, name
 
 
 @pytest.mark.parametrize("covariance", ["exact", "shared"])
 def test_what_the_fit_takes_of_a_change_is_given_back(covariance):
-    """A bright star that changes by a tenth pulls the kernel with it: 30 % of the change went into the model."""
+    """A bright star that changes by a tenth pulls the kernel with it: 15 % of the change go into the model."""
     series = Series(40, change=2e4, covariance=covariance)
     star = series.brightest
     for name, found in series.measured().items():
@@ -120,18 +120,18 @@ def test_what_the_fit_takes_of_a_change_is_given_back(covariance):
         # a mean of 40, and 1 % of the change: the first-order leverage does not know that the weights changed, too
         assert abs(pulls.mean()) < 4 / np.sqrt(len(pulls)) + 0.01 * 2e4 / found.error[:, star].mean(), name
     raw = series.measured(series.noises(fitted=None))["psf"].flux[:, star].mean()
-    assert raw < 0.8 * series.truth[:, star].mean()
+    assert raw < 0.9 * series.truth[:, star].mean()
 
 
 def test_leverage_of_an_estimated_covariance_is_that_of_the_exact_one():
     exact, shared = Series(6, covariance="exact"), Series(6, covariance="shared")
     assert shared.stack.covariance_kind == "shared"
-    a, b = exact.measured()["psf"], shared.measured()["psf"]
-    rough = shared.measured(shared.noises(information=None))["psf"]
-    star = exact.brightest
-    # one over (1 - h) enters flux and error alike; the second order of what the estimate lacks is a few per cent
-    assert_allclose(b.error[:, star], a.error[:, star], rtol=0.05)
-    assert np.abs(rough.error / a.error - 1)[:, star].max() > 1.5 * np.abs(b.error / a.error - 1)[:, star].max()
+    bright = np.argsort(-exact.flux)[:5]
+    rough = shared.measured(shared.noises(correction=None))
+    for name, found in shared.measured().items():
+        one = exact.measured()[name].error[:, bright]
+        assert_allclose(found.error[:, bright], one, rtol=2e-3)
+        assert np.abs(rough[name].error[:, bright] / one - 1).max() > 0.02
 
 
 def test_a_stack_gives_what_its_images_give(constant):
@@ -160,7 +160,7 @@ def test_all_of_it_runs_on_another_backend_without_hidden_copies(constant):
     place = partial(to_device, backend=strict)
     some = slice(0, 3)
     planes = ("image_variance", "kernel", "reference_variance", "reference", "covariance", "fitted")
-    for changes in ({"information": None}, {"information": None, "shared": 0.2}, {"fitted": None, "information": None}):
+    for changes in ({"correction": None}, {"correction": None, "shared": 0.2}, {"fitted": None, "correction": None}):
         noises = [replace(noise, **changes) for noise in constant.noises()[some]]
         placed = [replace(noise, **{name: None if getattr(noise, name) is None else place(getattr(noise, name))
                                     for name in planes}) for noise in noises]

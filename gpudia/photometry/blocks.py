@@ -111,7 +111,10 @@ class Block:
         measures = {name: self._psf(light, pixels) if name == "psf" else self._aperture(light, pixels)
                     for name in limits}
         parts = {name: self.under.variance(one.weights, own, noise, spectra) for name, one in measures.items()}
-        lever = _Leverage(self, epoch, pixels, measures, parts, exact)
+        if exact and noise.correction is not None and noise.covariance is not None:
+            correction = noise.correction(parts["psf"].rows)
+            parts = {name: _corrected(part, *correction) for name, part in parts.items()}
+        lever = _Leverage(self, epoch, pixels, measures, parts)
         found = {name: self._flux(one, pixels, lever, name, usable, limits[name]) for name, one in measures.items()}
         return found, lever.of_psf
 
@@ -165,11 +168,17 @@ class Block:
         return ForcedFluxes(xp.where(ok, flux, xp.nan), xp.where(ok, error, xp.nan), flags, n_masked)
 
 
+def _corrected(part: LinearVariance, directions: Any, matrix: Any) -> LinearVariance:
+    """Parts of the variance with the covariance C + X S X^T."""
+    found = part.directions + (part.rows @ directions.T) @ matrix @ directions
+    return part._replace(fit=(part.rows * found).sum(axis=1), directions=found)
+
+
 class _Leverage:
     """How much of a star's light and noise the fit of the model took up, and what that makes of its fluxes."""
 
     def __init__(self, block: Block, epoch: Epoch, pixels: Under, measures: dict[str, Weighted],
-                 parts: dict[str, LinearVariance], exact: bool) -> None:
+                 parts: dict[str, LinearVariance]) -> None:
         self.xp, self.parts = block.xp, parts
         self.of_psf = self.xp.zeros(len(block.placed))
         self._share = None
@@ -185,14 +194,10 @@ class _Leverage:
             self._white[name] = squares.sum(axis=(1, 2)).astype(self.xp.float64)
             part = self.xp.where(fitted, squares, 0.0).sum(axis=(1, 2))
             self._share[name] = part / self.xp.where(self._white[name] > 0, self._white[name], 1.0)
-        self._exactness = 1.0
-        if exact and noise.information is not None:
-            # of all d, g^T C g = (g^T d)^2 / d^T N d is largest for d = N^-1 g; near it the error is of second order
-            self._exactness = psf.fit / noise.information(psf.directions)
         inverse = 1.0 / self.xp.where(self._white["psf"] > 0, self._white["psf"], self.xp.inf)  # phi^T W phi
-        self.of_psf = self._share["psf"] * self._exactness * psf.fit * inverse
-        self._levers = {name: self.of_psf if name == "psf" else self._share["psf"] * self._exactness * inverse
-                        * (part.rows * psf.directions).sum(axis=1) for name, part in parts.items()}
+        self._levers = {name: self._share["psf"] * inverse * (part.rows * psf.directions).sum(axis=1)
+                        for name, part in parts.items()}
+        self.of_psf = self._levers["psf"]
 
     def put_right(self, name: str, flux: Any) -> tuple[Any, Any]:
         """Flux without the star's pull on its own model, and its variance."""
@@ -203,7 +208,7 @@ class _Leverage:
         excess = noise / self.xp.where(self._white[name] > 0, self._white[name], 1.0)
         left = 1.0 - self._levers[name]
         left = self.xp.where(left > 0.02, left, self.xp.nan)  # a star that decides on the kernel alone has no flux
-        fit = excess * (1.0 - 2.0 * self._share[name]) * self._exactness * part.fit
+        fit = excess * (1.0 - 2.0 * self._share[name]) * part.fit
         return flux / left, (noise + fit) / left**2
 
 

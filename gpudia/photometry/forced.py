@@ -6,7 +6,7 @@ them, the reference under them) is made once. All of it runs on the backend of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -27,9 +27,9 @@ __all__ = ["forced_photometry", "measure_apertures", "psf_photometry"]
 
 #: Stars of which so much is kept at a time: positions, PSFs and the reference under them, some 25 kB a star.
 _STARS_AT_ONCE = 8192
-#: Leverage from which on it is computed with the fit's own normal matrix, where the covariance is an estimate. Below it
-#: even a third of error in the estimate changes the flux by less than 3 %, and few stars have more.
-_HIGH_LEVERAGE = 0.1
+#: Leverage from which on stars are measured on stamps that hold the whole PSF, as the wings pull, too, and with the
+#: fit's own normal matrix where the covariance is an estimate. Few stars have more.
+_HIGH_LEVERAGE = 0.05
 
 
 def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any, psf: Any,
@@ -100,7 +100,7 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
     if len(noises) == 0:
         empty = ForcedFluxes(*(np.empty((0, len(stars.positions)), kind) for kind in ("f8", "f8", "i4", "i4")))
         return {"psf": empty, "ap": empty}
-    planes = [Epoch(*each) for each in zip(difference, variance, flags, noises, strict=True)]
+    planes = [Epoch(difference[i], variance[i], flags[i], noise) for i, noise in enumerate(noises)]
     size = stars.whole_size(noises[0]) if stamp_size is None else _checked_size(stamp_size, stars.radius)
     return _measured(stars, planes, {"psf": max_masked_fraction, "ap": max_masked_fraction}, size)
 
@@ -253,24 +253,25 @@ def _measured(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], s
         blocks = backend.run_all(lambda which: (which, Block(stars[which], size, side, epochs[0].noise)), slices)
         backend.run_all(measure, list(product(blocks, range(len(epochs)))))
     result = {name: ForcedFluxes(*map(to_host, columns)) for name, columns in found.items()}
-    return _with_exact_leverage(result, to_host(leverage), partial(_again, stars, epochs, limits, size, side), epochs)
+    return _with_exact_leverage(result, to_host(leverage), partial(_again, stars, epochs, limits))
 
 
-def _with_exact_leverage(result: dict[str, ForcedFluxes], leverage: FloatArray, again: Any,
-                         epochs: Sequence[Epoch]) -> dict[str, ForcedFluxes]:
-    """Measure stars of high leverage once more, with the fit's own normal matrix."""
-    for i, epoch in enumerate(epochs):
-        which = np.flatnonzero(leverage[i] > _HIGH_LEVERAGE)
-        if epoch.noise.information is None or not which.size:
+def _with_exact_leverage(result: dict[str, ForcedFluxes], leverage: FloatArray,
+                         again: Callable[[int, Any], dict[str, ForcedFluxes]]) -> dict[str, ForcedFluxes]:
+    """Measure stars of high leverage once more."""
+    for i, levers in enumerate(leverage):
+        which = np.flatnonzero(levers > _HIGH_LEVERAGE)
+        if not which.size:
             continue
-        result = {name: ForcedFluxes(*(column.copy() if not column.flags.writeable else column for column in columns))
-                  for name, columns in result.items()}
         for name, part in again(i, which).items():
             for column, values in zip(result[name], part, strict=True):
                 column[i, which] = to_host(values)
     return result
 
 
-def _again(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], size: int, side: int, i: int,
+def _again(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], i: int,
            which: NDArray[np.int64]) -> dict[str, ForcedFluxes]:
+    """Fluxes of some stars of image `i`, on stamps that hold all of their light, with exact leverage."""
+    size = stars.whole_size(epochs[i].noise)
+    side = transform_side(size, epochs[i].noise.kernel_size, int(stars.psf.shape[-1]))
     return Block(stars[which], size, side, epochs[i].noise).measure(epochs[i], limits, exact=True)[0]

@@ -52,9 +52,9 @@ class EpochNoise:
     fitted : (H, W) bool, optional
         Pixels that took part in the fit of the model. With it the leverage of the star on its own model is put right
         (see `LinearVariance`); without it the star counts as one that was not in the fit.
-    information : callable, optional
-        ``directions (D, n) -> (D,)``: d^T N d with the exact normal matrix N of the fit, where `covariance` is an
-        estimate. It puts the leverage of bright stars right.
+    correction : callable, optional
+        ``rows (D, n) -> X (D, n), S (D, D)``: where `covariance` is an estimate, what brings it to the exact one as far
+        as these rows need it (see `gpudia.model.covariance_correction`).
 
     Raises
     ------
@@ -72,7 +72,7 @@ class EpochNoise:
     background_terms: Terms | None = None
     shared: float = 0.0
     fitted: Any = None
-    information: Callable[[Any], Any] | None = None
+    correction: Callable[[Any], tuple[Any, Any]] | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(np.shape(self.image_variance))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gpudia.backend import backend_of, to_device, to_host
 from gpudia.images import sky_and_noise
-from gpudia.model import DifferenceStack, ReferencePlan, evaluate_terms, information
+from gpudia.model import DifferenceStack, ReferencePlan, covariance_correction, evaluate_terms
 from gpudia.photometry import (
     CombinedFluxes,
     EpochNoise,
@@ -147,12 +147,12 @@ def _noise(measures: Measures, plan: ReferencePlan, stack: DifferenceStack, i: i
     """What the noise of one image is made of, on its backend."""
     own = stack.image_variance[i] if noise_ratio is None else stack.image_variance[i] * noise_ratio[i]
     constant = stack.coefficients.shape[1] == 1
-    estimate = partial(information, plan, stack, i) if stack.covariance_kind == "shared" else None
+    correction = partial(covariance_correction, plan, stack, i) if stack.covariance_kind == "shared" else None
     return EpochNoise(
         own, stack.coefficients[i, 0] if constant else stack.coefficients[i],
         to_device(measures.reference_variance, plan.backend), to_device(measures.reference, plan.backend),
         stack.covariance[i], stack.support, None if constant else stack.terms_at,
-        partial(evaluate_terms, measures.background_degree, shape=measures.shape), share, plan.fit_pixels, estimate)
+        partial(evaluate_terms, measures.background_degree, shape=measures.shape), share, plan.fit_pixels, correction)
 
 
 def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits],
