@@ -133,7 +133,8 @@ def _stamp(stamp: Stamp) -> str:
     alt = escape(f"Reference, image and difference of {epoch.name}")
     marks = "".join(f'<i class="mark" style="left:{100 * x:.2f}%;top:{100 * y:.2f}%"></i>' for x, y in stamp.marks)
     file = f' · <a href="difference/{quote(epoch.difference.name)}">FITS</a>' if epoch.difference else ""
-    chi2 = f" · chi²\N{NO-BREAK SPACE}{epoch['chi2']:.3g}" if np.isfinite(epoch["chi2"]) else ""
+    known = np.isfinite(epoch["chi2"]) and not epoch.flags & FRAME_FLAGS.is_reference  # itself minus itself
+    chi2 = f" · chi²\N{NO-BREAK SPACE}{epoch['chi2']:.3g}" if known else ""
     return (
         f'<figure id="stamp-{epoch.index}"><div class="strip"><img loading="lazy" decoding="async" width="{width}" '
         f'height="{height}" alt="{alt}" src="{png_uri(encode_png(stamp.strip))}">{marks}</div><figcaption>'
