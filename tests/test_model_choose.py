@@ -122,8 +122,8 @@ def test_a_support_of_the_wrong_shape_is_refused():
 
 
 def test_automatic_kernel_size_follows_the_seeing():
-    assert automatic_kernel_size([3.0, 3.0], 3.0, 250) == 9
-    assert automatic_kernel_size([3.0, 6.0], 3.0, 250) == 2 * (math.ceil(1.25 * math.sqrt(27)) + 4) + 1
+    assert automatic_kernel_size([3.0, 3.0], 3.0, 250) == 11
+    assert automatic_kernel_size([3.0, 6.0], 3.0, 250) == 2 * (math.ceil(1.6 * math.sqrt(27)) + 5) + 1
     assert automatic_kernel_size([30.0], 3.0, 500) == 31
     assert automatic_kernel_size([math.nan], 3.0, 250) == 17
     assert automatic_kernel_size([30.0], 3.0, 60) == 15

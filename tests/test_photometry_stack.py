@@ -181,7 +181,8 @@ def test_single_precision_is_good_to_a_hundredth_of_an_error(constant):
     for name, found in constant.measured().items():
         assert single[name].flux.dtype == np.float64
         assert np.abs((single[name].flux - found.flux) / found.error).max() < 0.01
-        assert_allclose(single[name].error, found.error, rtol=1e-4)
+        # the covariance's condition is 9e6, single precision 6e-8: no more than this of the fit's part
+        assert_allclose(single[name].error, found.error, rtol=5e-3)
 
 
 def test_smaller_stamps_lose_hardly_any_information(constant):

@@ -33,7 +33,7 @@ _HIGH_LEVERAGE = 0.05
 
 
 def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any, psf: Any,
-                      noises: Sequence[EpochNoise], *, radius: float, stamp_size: int | None = None,
+                      noises: Sequence[EpochNoise], *, radius: float | None, stamp_size: int | None = None,
                       max_masked_fraction: float = 0.2) -> dict[str, ForcedFluxes]:
     r"""Measure PSF fluxes and aperture sums of all stars on all images of a stack.
 
@@ -57,7 +57,7 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
     ----------
     difference, variance : (B, H, W)
         Difference images, ADU, and their variance, ADU^2 (image and reference together); arrays of one backend. float32
-        planes are worked on in float32 (relative errors of 1e-6), others in float64.
+        planes are worked on in float32 (fluxes to 1e-6, errors to 1e-3), others in float64.
     flags : (B, H, W) uint8
         Bits of `gpudia.flags.PIXEL_FLAGS`; any but "clipped" = ignore. So are pixels without a finite difference and a
         positive variance.
@@ -68,8 +68,8 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
     noises : sequence of B EpochNoise
         With kernels, on the backend of the planes. Reference, its variance, support and polynomials are to be the same
         in all of them.
-    radius : float
-        Of the apertures, pixels.
+    radius : float or None
+        Of the apertures, pixels; None: no apertures.
     stamp_size : int, optional
         Odd side of the stamps on which all is done, pixels, at least what the aperture needs. Two FWHM on each side of
         the star hold all but 1e-3 of the information. By default as much as PSF and kernel together.
@@ -79,7 +79,7 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
     Returns
     -------
     dict
-        ``{"psf": ForcedFluxes, "ap": ForcedFluxes}`` of (B, S), on the host. NaN, with the flag ``outside``, where an
+        ``{"psf": ForcedFluxes, "ap": ForcedFluxes}`` (or "psf" alone) of (B, S), on the host. NaN, with the flag ``outside``, where an
         edge cuts the star; NaN too where the photometric scale is not positive at the star.
 
     Raises
@@ -96,13 +96,14 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
                          f"got {len(noises)}")
     shape = (int(difference.shape[1]), int(difference.shape[2]))
     stars = Stars(as_positions(positions), shape, backend, "f4" if difference.dtype == backend.xp.float32 else "f8",
-                  psf=psf, convolved=True, radius=check_radius(radius, shape))
+                  psf=psf, convolved=True, radius=0.0 if radius is None else check_radius(radius, shape))
+    limits = dict.fromkeys(("psf",) if radius is None else ("psf", "ap"), max_masked_fraction)
     if len(noises) == 0:
         empty = ForcedFluxes(*(np.empty((0, len(stars.positions)), kind) for kind in ("f8", "f8", "i4", "i4")))
-        return {"psf": empty, "ap": empty}
+        return dict.fromkeys(limits, empty)
     planes = [Epoch(difference[i], variance[i], flags[i], noise) for i, noise in enumerate(noises)]
     size = stars.whole_size(noises[0]) if stamp_size is None else _checked_size(stamp_size, stars.radius)
-    return _measured(stars, planes, {"psf": max_masked_fraction, "ap": max_masked_fraction}, size)
+    return _measured(stars, planes, limits, size)
 
 
 def psf_photometry(difference: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any] | None, positions: Any,

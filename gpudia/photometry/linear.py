@@ -149,7 +149,7 @@ class NoiseUnder:
     side : int
         Side of the transforms, at least ``stamps.size + K - 1``.
     dtype : dtype
-        Of the work, float32 or float64. What the covariance enters is summed in float64.
+        Of the work, float32 or float64.
     """
 
     def __init__(self, stamps: StampsOn, noise: EpochNoise, side: int, dtype: Any) -> None:
@@ -215,7 +215,8 @@ class NoiseUnder:
         if noise.covariance is None:
             return LinearVariance(total, xp.zeros_like(total), None, None)
         rows = self._design_rows(spectra, weights.sum(axis=(1, 2)))
-        directions = rows @ noise.covariance
+        # what rounds here is small against the noise itself; with thousands of coefficients it is most of the work
+        directions = (rows.astype(self.dtype) @ noise.covariance.astype(self.dtype)).astype(xp.float64)
         return LinearVariance(total, (rows * directions).sum(axis=1), rows, directions)
 
     def _reference_term(self, weights: Any, spectra: Any, own: Any, shared: float, kernel_spectra: Any) -> Any:
