@@ -67,6 +67,7 @@ def by_photutils(field: Field, difference: Any, variance: Any, stars: slice) -> 
     """Seconds and fluxes of photutils' forced PSF photometry."""
     model = ImagePSF(field.epoch_psf)
     model.x_0.fixed = model.y_0.fixed = True
+    model.flux.bounds = (None, None)  # on differences negative fluxes are ordinary; by default they end at 0
     where = field.positions[stars]
     start = Table({"x": where[:, 0], "y": where[:, 1], "flux": np.full(len(where), 1000.0)})
     clock = time.perf_counter()

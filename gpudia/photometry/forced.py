@@ -79,8 +79,8 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
     Returns
     -------
     dict
-        ``{"psf": ForcedFluxes, "ap": ForcedFluxes}`` (or "psf" alone) of (B, S), on the host. NaN, with the flag ``outside``, where an
-        edge cuts the star; NaN too where the photometric scale is not positive at the star.
+        ``{"psf": ForcedFluxes, "ap": ForcedFluxes}`` (or "psf" alone) of (B, S), on the host. NaN, with the flag
+        ``outside``, where an edge cuts the star; NaN too where the photometric scale is not positive at the star.
 
     Raises
     ------
