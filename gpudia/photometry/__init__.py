@@ -7,12 +7,14 @@ from gpudia.photometry.apertures import (
     measure_apertures,
 )
 from gpudia.photometry.calibration import ZeroPoint, fit_zero_point
+from gpudia.photometry.crowded import CrowdedFluxes, crowded_photometry
 from gpudia.photometry.detection import DETECTION_COLUMNS, KnownStars, associate, detect_peaks
-from gpudia.photometry.empirical import Psf, empirical_psf, moffat_psf
+from gpudia.photometry.empirical import empirical_psf
 from gpudia.photometry.exports import export_all, export_star
 from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_hdu
 from gpudia.photometry.linear import EpochNoise, linear_flux_variance
 from gpudia.photometry.psf import epoch_psf, psf_photometry
+from gpudia.photometry.psf_model import Psf, moffat_psf
 from gpudia.photometry.scale import ConstantStarScale, constant_star_epsilon
 from gpudia.photometry.series import (
     CombinedFluxes,
@@ -32,6 +34,7 @@ __all__ = [
     "UNUSABLE",
     "CombinedFluxes",
     "ConstantStarScale",
+    "CrowdedFluxes",
     "EpochNoise",
     "ForcedFluxes",
     "KnownStars",
@@ -49,6 +52,7 @@ __all__ = [
     "choose_aperture_radius",
     "combine",
     "constant_star_epsilon",
+    "crowded_photometry",
     "describe_magnitudes",
     "detect_peaks",
     "empirical_psf",
