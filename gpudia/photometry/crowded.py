@@ -14,9 +14,10 @@ from scipy.spatial import cKDTree
 
 from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS
-from gpudia.photometry.apertures import aperture_weights, measure_apertures
+from gpudia.photometry.apertures import aperture_weights
+from gpudia.photometry.forced import measure_apertures, psf_photometry
 from gpudia.photometry.inputs import as_positions, check_fraction, check_plane
-from gpudia.photometry.psf import check_psf, psf_photometry, shifted_psf
+from gpudia.photometry.psf import check_psf, shifted_psf
 from gpudia.photometry.psf_model import Psf
 from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps
 

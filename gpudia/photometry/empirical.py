@@ -54,8 +54,8 @@ def empirical_psf(image: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any
     Measured (``bench/psf_accuracy.py``) on simulated crowded fields, a star for 80 px, 400 x 400 px, a width that
     changes by 6 % over 512 px: PSF fluxes all over the field are off by 0.2 to 0.5 % (rms) with the PSF of a mean of 20
     exposures, by 0.1 to 0.7 % with that of one, and by 1.2 % where one did not show that it varies (1 field of 10).
-    Wings of beta 2.5 change nothing in that, but the 2 % of the light beyond 3 FWHM are in no flux. Where pixels are too
-    coarse (FWHM 1.5 px) the shift to a star's place within the pixel leaves another 0.7 %, whatever the PSF.
+    Wings of beta 2.5 change nothing in that, but the 2 % of the light beyond 3 FWHM are in no flux. Where pixels are
+    too coarse (FWHM 1.5 px) the shift to a star's place within them leaves another 0.7 %, whatever the PSF.
 
     Parameters
     ----------
