@@ -108,6 +108,35 @@ def test_pulls_of_a_crowded_field():
     assert np.concatenate(alone).std() > 3  # what the neighbours do to plain sums
 
 
+@pytest.mark.parametrize("varies", [False, True])
+def test_neighbours_that_the_list_lacks_are_found(varies):
+    positions, fluxes = crowd(3, n=70, apart=14.0)
+    rng = np.random.default_rng(8)
+    angle = rng.uniform(0, 2 * np.pi, len(positions))
+    beside = positions + 5.0 * np.column_stack([np.cos(angle), np.sin(angle)])
+    light = 0.3 * fluxes + 1e3
+    model = scene_of(np.concatenate([positions, beside]), np.concatenate([fluxes, light]))
+    image = model + 5.0 * rng.normal(size=SHAPE)
+    psf = np.broadcast_to(PSF, (len(positions), 25, 25)) if varies else PSF
+    listed, searched = (crowded_photometry(image, np.full(SHAPE, 25.0), None, positions, psf, 4.0, search=search)
+                        for search in (False, True))
+    assert len(searched.psf.flux) == len(positions)
+    for before, after in zip(listed[:2], searched[:2], strict=True):
+        seen = np.isfinite(after.flux)
+        off, left = ((one.flux / fluxes - 1)[seen] for one in (before, after))
+        assert np.median(np.abs(left)) < 0.2 * np.median(np.abs(off))
+        assert (after.error[seen] >= 0.999 * before.error[seen]).all()
+
+
+def test_a_search_without_anything_to_find_changes_nothing():
+    positions, fluxes = crowd(9, n=60, apart=6.0)
+    image = scene_of(positions, fluxes) + 5.0 * np.random.default_rng(1).normal(size=SHAPE)
+    listed, searched = (crowded_photometry(image, np.full(SHAPE, 25.0), None, positions, PSF, 4.0, search=search)
+                        for search in (False, True))
+    for one, other in zip(listed[:2], searched[:2], strict=True):
+        assert_allclose(other.flux, one.flux, rtol=1e-9)
+
+
 def test_psf_that_varies():
     positions, fluxes = crowd(4)
     wider = moffat_psf(4.8, 25) - moffat_psf(4.0, 25)

@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS
 from gpudia.photometry.apertures import aperture_weights
+from gpudia.photometry.companions import find_companions
 from gpudia.photometry.forced import measure_apertures, psf_photometry
 from gpudia.photometry.inputs import as_positions, check_fraction, check_plane
 from gpudia.photometry.psf import check_psf, shifted_psf
@@ -29,6 +30,8 @@ _SEEN = 0.05
 _OVERLAP = 0.01
 #: Most members of such a group, and the least share of a flux's variance that two stars at one place leave it.
 _MOST, _SINGULAR = 40, 1e-9
+#: Searches for stars that the list lacks, each on what those before left.
+_SEARCHES = 2
 #: Of the solution: most steps, and the residual over the right side.
 _STEPS, _ACCURACY = 500, 1e-9
 
@@ -138,7 +141,7 @@ def rows_on_frame(values: FloatArray, stamps: Stamps, shape: tuple[int, int]) ->
 
 def crowded_photometry(image: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any] | None, positions: Any,
                        psf: Psf | Any, radius: float, *, one_place: float = 0.5,
-                       max_masked_fraction: float = 0.2) -> CrowdedFluxes:
+                       search: bool = False, max_masked_fraction: float = 0.2) -> CrowdedFluxes:
     r"""Measure all stars of a frame at the same time, at fixed positions.
 
     .. math:: (\Phi W \Phi^T) f = \Phi W D, \qquad W = 1 / variance
@@ -165,6 +168,9 @@ def crowded_photometry(image: NDArray[Any], variance: NDArray[Any], mask: NDArra
     one_place : float
         An entry that is nearer than this to an earlier one, pixels, is the same star and gets its fluxes: the fit
         cannot tell them apart.
+    search : bool
+        Whether to look for stars that the list lacks beside those in it, above 5 sigma on what these leave, and to fit
+        them as well.
     max_masked_fraction : float
         As in `psf_photometry` and `measure_apertures`.
 
@@ -192,15 +198,41 @@ def crowded_photometry(image: NDArray[Any], variance: NDArray[Any], mask: NDArra
     each = each[own] if each.ndim == 3 else each
     scene = Scene.of(where[own], each, image.shape)
     flux = scene.solve(image, weights)
+    if search and len(own):
+        scene, flux = _with_companions(scene, each, flux, image, weights)
     model = scene.paint(flux)
     groups = _Groups(scene, weights)
     alone = psf_photometry(image, variance, mask, where[own], each, max_masked_fraction=max_masked_fraction)
-    fitted = _joined(alone, np.where(np.isfinite(alone.flux), flux, np.nan), groups.psf_errors())
+    flux = flux[:len(own)]
+    fitted = _joined(alone, np.where(np.isfinite(alone.flux), flux, np.nan), groups.psf_errors()[:len(own)])
     left = measure_apertures(image - model, variance, mask, where[own], radius, psf=each,
                              max_masked_fraction=max_masked_fraction)
     summed = _joined(left, flux + left.flux, groups.aperture_errors(radius, left.error))
     back = np.searchsorted(own, first)
     return CrowdedFluxes(_taken(fitted, back), _taken(summed, back), model)
+
+
+def _with_companions(scene: Scene, psf: FloatArray, flux: FloatArray, image: FloatArray,
+                     weights: FloatArray) -> tuple[Scene, FloatArray]:
+    """Add the stars that the list lacks, with the PSF of the nearest one that it has."""
+    stars, good = scene.stamps.positions, np.flatnonzero(scene.information(weights) > 0)
+    for _ in range(_SEARCHES):
+        residual = np.where(weights > 0, image - scene.paint(flux), 0.0)
+        mean = psf if psf.ndim == 2 else psf[:len(stars)].mean(axis=0)
+        places, light, _ = find_companions(residual, weights, mean, stars[good], flux[good], scene.stamps.positions[
+            np.isfinite(scene.stamps.positions).all(axis=1)], _width(mean))
+        if not len(places):
+            break
+        if psf.ndim == 3:
+            psf = np.concatenate([psf, psf[good[cKDTree(stars[good]).query(places)[1]]]])
+        scene = Scene.of(np.concatenate([scene.stamps.positions, places]), psf, scene.shape)
+        flux = scene.solve(image, weights, np.concatenate([flux, light]))
+    return scene, flux
+
+
+def _width(psf: FloatArray) -> float:
+    """FWHM of a PSF, from the number of pixels above half its peak."""
+    return float(np.sqrt(4 / np.pi * (psf > psf.max() / 2).sum()))
 
 
 def _joined(before: ForcedFluxes, flux: FloatArray, error: FloatArray) -> ForcedFluxes:
@@ -268,11 +300,11 @@ class _Groups:
     def aperture_errors(self, radius: float, alone: FloatArray) -> FloatArray:
         """Errors of aperture sums without the neighbours, from those of the sums themselves, (S,)."""
         scene, good = self._scene, (self._weights > 0).ravel().astype(float)
-        inside, stamps = aperture_weights(scene.stamps.positions, radius)
+        inside, stamps = aperture_weights(scene.stamps.positions[:len(alone)], radius)
         rows = rows_on_frame(inside, stamps, scene.shape).multiply(good[None, :]).tocsr()
         light = (rows @ scene.matrix.T).tocsr()
         found = alone.copy()
-        for star, members in enumerate(self._members):
+        for star, members in enumerate(self._members[:len(alone)]):
             if len(members) > 1 and np.isfinite(alone[star]):
                 b = light[[star]][:, members].toarray()[0]
                 b, t = b / b[0], b / b[0]

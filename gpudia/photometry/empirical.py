@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from astropy.stats import sigma_clipped_stats
 from numpy.typing import NDArray
-from scipy import fft
 from scipy.spatial import cKDTree
 
 from gpudia.errors import InputError
+from gpudia.photometry.companions import find_companions
 from gpudia.photometry.crowded import Scene, first_of_place
 from gpudia.photometry.inputs import as_positions, check_plane
 from gpudia.photometry.psf import shifted_psf
@@ -37,8 +37,6 @@ _MASKED = 0.01
 _RIM = 0.8
 #: A PSF is within this share of its profile, to judge what of its stack is noise, and changes by so much at most.
 _PRIOR, _PRIOR_CHANGE = 0.1, 0.3
-#: What is found on the residual is a star from so many sigma, and from this share of the PSF star's light, on.
-_COMPANION, _LEAST = 5.0, 0.003
 
 
 def empirical_psf(image: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any] | None, positions: Any, fwhm: float,
@@ -203,7 +201,9 @@ def _fit_stars(field: _Field, state: _State, psf: Psf, fwhm: float, search: bool
     residual = field.data - scene.paint(state.fluxes)
     _refine(field, state, scene, residual)
     if search:
-        _find_companions(field, state, psf.stamp, residual, fwhm)
+        chosen = state.chosen
+        state.add(*find_companions(residual, field.weights, psf.stamp, state.stars[chosen], state.fluxes[chosen],
+                                   state.stars, fwhm, state.background))
     return _level(field, state, psf.shape)
 
 
@@ -287,39 +287,3 @@ def _level(field: _Field, state: _State, shape: tuple[int, int]) -> _Field:
     if len(found) > 1:
         plane += found[1] * along_x[:, 1] + found[2] * along_y[:, 2, None]
     return _Field(np.where(field.weights > 0, field.data - plane, 0.0), field.weights)
-
-
-def _find_companions(field: _Field, state: _State, psf: FloatArray, residual: FloatArray, fwhm: float) -> None:
-    """Add what the residuals around the PSF stars show above 5 sigma: stars that the list lacks."""
-    own, reach = Stamps(state.stars[state.chosen], psf.shape[0]), psf.shape[0] // 2
-    weights = own.gather(field.weights, reach)
-    left = own.gather(residual, reach) - state.background[:, None, None]
-    flux, information = _matched(left * weights, psf), _matched(weights, psf**2)
-    # Where the star itself is bright its model may be wrong by a few per cent of it.
-    wrong = 0.02 * state.fluxes[state.chosen, None, None] * psf / (psf**2).sum() * psf.max()
-    sigma = np.sqrt(1 / np.maximum(information, 1e-300) + wrong**2)
-    flux = flux / np.maximum(information, 1e-300)
-    least = _LEAST * state.fluxes[state.chosen, None, None]
-    significance = np.where((information > 0.5 * information.max()) & (flux > least), flux / sigma, 0.0)
-    top = significance[:, 1:-1, 1:-1]
-    around = np.stack([significance[:, 1 + j:significance.shape[1] - 1 + j, 1 + i:significance.shape[2] - 1 + i]
-                       for j in (-1, 0, 1) for i in (-1, 0, 1) if (i, j) != (0, 0)]).max(axis=0)
-    found = np.argwhere((top > _COMPANION) & (top > around))
-    if not len(found):
-        return
-    star, y, x = found.T
-    places = own.centres[star] + np.column_stack([x, y]) + 1 - reach
-    order = np.argsort(-top[star, y, x])
-    places, value, height = (v[order] for v in (places.astype(float), flux[star, y + 1, x + 1], top[star, y, x]))
-    keep = cKDTree(state.stars).query(places)[0] > 0.6 * fwhm
-    for i, j in cKDTree(places).query_pairs(0.6 * fwhm):
-        keep[max(i, j)] = False
-    state.add(places[keep], value[keep], height[keep])
-
-
-def _matched(stamps: FloatArray, psf: FloatArray) -> FloatArray:
-    """Correlation of stamps (S, M, M) with a PSF (m, m) at the M - m + 1 places where it lies on them."""
-    size, small = stamps.shape[-1], psf.shape[0]
-    side = fft.next_fast_len(size, real=True)
-    product = fft.rfft2(stamps, (side, side)) * np.conj(fft.rfft2(psf, (side, side)))
-    return fft.irfft2(product, (side, side))[:, : size - small + 1, : size - small + 1]

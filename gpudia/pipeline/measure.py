@@ -92,9 +92,10 @@ def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radiu
     psf = empirical_psf(image, cutout.variance, cutout.mask, positions, fwhm)
     log.info("aperture radius %.2f px; PSF of the reference: %s of %d stars%s", radius, psf.method, psf.n_stars,
              ", varying over the region" if psf.varies else "")
-    # Stars that share light are measured together; what lies within half a FWHM of another is no star of its own.
+    # Stars that share light are measured together, with those that the list lacks; what lies within half a FWHM of
+    # another is no star of its own.
     found = crowded_photometry(image, cutout.variance, cutout.mask, positions, psf, radius,
-                               one_place=max(fwhm / 2, 0.5), max_masked_fraction=_MASKED)
+                               one_place=max(fwhm / 2, 0.5), search=True, max_masked_fraction=_MASKED)
     inside, fitted = found.aperture, found.psf
     return Measures(
         positions, radius, _stamp_size(known, radius), psf, {"ap": inside.flux, "psf": fitted.flux},
