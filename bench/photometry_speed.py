@@ -106,7 +106,8 @@ def measure(small: bool) -> dict[str, Any]:
         "photutils_psf_milliseconds_per_star": round(1e3 * other / n_stars, 3),
         "psf_times_faster": round(other * n_epochs / seconds["psf"], 1),
         "both_times_faster": round(other * n_epochs / seconds["psf_and_aperture"], 1),
-        "flux_difference_over_error_where_positive": {f"{q} %": round(float(np.nanpercentile(off, q)), 4) for q in (50, 90, 99, 100)},
+        "flux_difference_over_error_where_positive": {
+            f"{q} %": round(float(np.nanpercentile(off, q)), 4) for q in (50, 90, 99, 100)},
         "apertures_one_image": {"seconds": round(own, 4), "photutils_seconds": round(batch_mode, 4),
                                 "photutils_over_ours": round(batch_mode / own, 2)},
     }
