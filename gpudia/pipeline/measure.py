@@ -28,15 +28,12 @@ from gpudia.photometry import (
 )
 from gpudia.pipeline.reference import RunReference
 
-__all__ = ["RECOMMENDED", "EpochFluxes", "Measures", "measure_batch", "prepare_measures"]
+__all__ = ["EpochFluxes", "Measures", "measure_batch", "prepare_measures"]
 
 log = logging.getLogger("gpudia.pipeline")
 
 Float = NDArray[np.float64]
 Bits = NDArray[np.uint8]
-#: The measure that fills the columns without a suffix. Aperture sums scatter as their errors say (see README); PSF
-#: fluxes, which stand beside them, are up to a fifth less noisy but feel every error of the PSF model at bright stars.
-RECOMMENDED = "ap"
 #: Share of a star's light in the aperture that masked pixels may hide; the PSF makes up for it.
 _MASKED = 0.2
 
@@ -61,6 +58,15 @@ class Measures:
     reference_variance: Float
     shape: tuple[int, int]
     background_degree: int
+
+    @property
+    def recommended(self) -> str:
+        """The measure that fills the columns without a suffix.
+
+        PSF fluxes scatter by the Cramer-Rao bound, aperture sums by a fifth more (bench/photometry.py); without a PSF
+        made of stars it is the aperture sums, which depend on it less.
+        """
+        return "ap" if self.psf.method == "assumed" else "psf"
 
 
 @dataclass(frozen=True)
@@ -166,8 +172,9 @@ def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits]
         return {}
     which = list(noises)
     flags = to_device(np.stack([bits[i] for i in which]), backend_of(stack.difference))
-    found = forced_photometry(stack.difference[which], stack.variance[which], flags, measures.positions,
-                              measures.psf.stamp, list(noises.values()), radius=measures.radius,
+    psf = measures.psf.at(measures.positions) if measures.psf.varies else measures.psf.stamp
+    found = forced_photometry(stack.difference[which], stack.variance[which], flags, measures.positions, psf,
+                              list(noises.values()), radius=measures.radius,
                               stamp_size=measures.stamp_size, max_masked_fraction=_MASKED)
     return {i: {name: ForcedFluxes(*(column[row] for column in fluxes)) for name, fluxes in found.items()}
             for row, i in enumerate(which)}

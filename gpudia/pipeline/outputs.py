@@ -27,7 +27,7 @@ from gpudia.model import DifferenceStack
 from gpudia.photometry import LightCurves, ZeroPoint, constant_star_epsilon, table_hdu, target_table, variability
 from gpudia.pipeline.calibrate import calibrated
 from gpudia.pipeline.looks import Look
-from gpudia.pipeline.measure import RECOMMENDED, EpochFluxes, Measures
+from gpudia.pipeline.measure import EpochFluxes, Measures
 from gpudia.pipeline.reference import RunReference
 from gpudia.pipeline.sifting import known_barycentric, series_table
 from gpudia.pipeline.variables import add_variability, variables_table
@@ -188,7 +188,7 @@ def _doubts(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunR
     if 4 * len(sharper) > len(done):
         doubts.append(f"{len(sharper)} of {len(done)} frames are sharper than the reference, whose noise is amplified "
                       "in them; take a sharper one with --reference FILE, or fewer frames with --stack-size")
-    members = [epoch.fluxes[RECOMMENDED] for look, epoch in zip(done, fluxes, strict=True)
+    members = [epoch.fluxes[measures.recommended] for look, epoch in zip(done, fluxes, strict=True)
                if look.name in reference.weights]
     if reference.target is not None and len(members) > 2:
         spread = variability(*(np.array([getattr(m, name)[-1:] for m in members], float)
@@ -202,7 +202,7 @@ def _doubts(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunR
 
 def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures) -> None:
     """Measure the scale error of every epoch from the stars; flag it where it is beyond its error."""
-    method = RECOMMENDED
+    method = measures.recommended
     for look, epoch in zip(done, fluxes, strict=True):
         best = epoch.fluxes[method]
         found = constant_star_epsilon(best.flux_diff, best.flux_diff_err, measures.flux[method],
@@ -237,7 +237,7 @@ def _stacked(fluxes: Sequence[EpochFluxes], method: str, name: str, count: int) 
 
 def _light_curves(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference, measures: Measures,
                   epochs: Table) -> LightCurves:
-    n, best = len(reference.stars), RECOMMENDED
+    n, best = len(reference.stars), measures.recommended
     planes: dict[str, np.ndarray] = {}
     for suffix, method in (("", best), *((f"_{name.upper()}", name) for name in measures.flux)):
         for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"):
@@ -255,7 +255,7 @@ def _light_curves(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference
 
 def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference,
                    measures: Measures, zero_point: ZeroPoint) -> TimeSeries:
-    best = RECOMMENDED
+    best = measures.recommended
     curves = {method: type(fluxes[0].fluxes[method])(*(
         np.array([getattr(epoch.fluxes[method], name)[-1] for epoch in fluxes])
         for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"))) for method in measures.flux}
