@@ -89,8 +89,9 @@ class LayoutNames:
                 object.__setattr__(self, f.name, names)
 
 
-def _refuse_unknown(settings: Iterable[str], owner: type, prefix: str = "") -> None:
-    known = [f.name for f in fields(owner)]
+def _refuse_unknown(settings: Iterable[str], owner: type, prefix: str = "", written: Mapping[str, str] = {}) -> None:
+    """Name a setting that is none, with the nearest right one; `written` are names that a file has for others."""
+    known = [written.get(f.name, f.name) for f in fields(owner)]
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -340,6 +341,7 @@ class RunConfig:
             raise ConfigError(f"config must be a readable file, got {path}: {error.strerror}") from error
         except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError both are
             raise ConfigError(f"config must be valid TOML, got {path}: {error}") from error
+        _refuse_unknown(settings, cls, written={"layout_names": "layout"})
         if "layout" in settings:
             settings["layout_names"] = settings.pop("layout")
         return cls.from_mapping(settings | {k: v for k, v in overrides.items() if v is not None})

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from strict_namespace import make_strict_backend
@@ -13,6 +14,10 @@ from gpudia.backend import backend_info, register_backend, use_backend
 from gpudia.backend.cupy_backend import make_cupy_backend
 from gpudia.backend.numpy_backend import make_numpy_backend
 from gpudia.errors import BackendError
+
+# A busy machine makes no test fail.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 _STRICT = make_strict_backend()
 register_backend(_STRICT)

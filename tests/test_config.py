@@ -255,6 +255,7 @@ def test_overrides_take_precedence_and_none_does_not(tmp_path):
 @pytest.mark.parametrize(("text", "message"), [
     ("size = ", r"^config must be valid TOML, got .*run.toml"),
     ('frames = "a"\noutput = "o"\nkernal_size = 3\n', r"did you mean kernel_size\?"),
+    ('frames = "a"\noutput = "o"\n[layot]\nimage_hdu = "SCI"\n', r"^layot must .* did you mean layout\?"),
     ('frames = "a"\noutput = "o"\n[layout]\nimage = "SCI"\n', r"did you mean layout.image_hdu\?"),
     ('frames = "a"\noutput = "o"\nlayout = 3\n', r"^layout_names must be a table of names, got 3"),
     ('frames = "a"\n', r"^output must be given"),

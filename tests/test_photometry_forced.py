@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -16,6 +19,7 @@ from gpudia.photometry import (
     aperture_correction,
     aperture_weights,
     epoch_psf,
+    forced,
     linear_flux_variance,
     measure_apertures,
     moffat_psf,
@@ -51,6 +55,10 @@ def shifted_reference(reference, v, u):
     return out
 
 
+def everywhere(values, x, _):
+    return np.broadcast_to(values, (*np.shape(x), len(values)))
+
+
 def explicit_design(reference, support, kernel_terms, background_terms):
     """The matrix U, (pixels, coefficients), column by column from its definition."""
     half = len(support) // 2
@@ -75,21 +83,26 @@ def on_frame(weights, position, shape=SHAPE):
 
 
 @pytest.mark.parametrize("disc", [False, True])
-@pytest.mark.parametrize("polynomials", [terms, lambda x, _: np.ones((*np.shape(x), 1))])
+@pytest.mark.parametrize("polynomials", [terms, None])
 def test_variance_equals_explicit_matrices(disc, polynomials):
+    """The polynomials count as constant over the star's footprint."""
     reference, image_variance, reference_variance, kernel = field()
     offset = np.arange(7) - 3
     support = offset[:, None] ** 2 + offset**2 <= 12 if disc else np.ones((7, 7), bool)
-    design = explicit_design(reference, support, polynomials, terms)
-    root = np.random.default_rng(1).normal(size=(design.shape[1],) * 2) * 1e-4
+    kernels = kernel if polynomials is None else np.stack([kernel, 0.3 * kernel.T, -0.2 * kernel[::-1]])
+    n = (1 if polynomials is None else 3) * int(support.sum()) + 3
+    root = np.random.default_rng(1).normal(size=(n, n)) * 1e-4
     covariance = root @ root.T
-    noise = EpochNoise(image_variance, kernel, reference_variance, reference, covariance, support, polynomials, terms)
+    noise = EpochNoise(image_variance, kernels, reference_variance, reference, covariance, support, polynomials, terms)
     weights, stamps = aperture_weights(POSITIONS, 4.3)
     found = linear_flux_variance(weights, stamps, noise)
     for i, position in enumerate(POSITIONS):
         a = CircularAperture(position, 4.3).to_mask(method="exact").to_image(SHAPE)
+        here = np.ones(1) if polynomials is None else polynomials(*position)
+        local = np.tensordot(here, kernels.reshape(-1, 7, 7), axes=1)
         # The transposed convolution is the correlation: a true convolution with the flipped kernel.
-        response = convolve2d(a, kernel[::-1, ::-1], mode="same")
+        response = convolve2d(a, local[::-1, ::-1], mode="same")
+        design = explicit_design(reference, support, partial(everywhere, here), partial(everywhere, terms(*position)))
         g = design.T @ a.ravel()
         expected = (a**2 * image_variance).sum() + (response**2 * reference_variance).sum() + g @ covariance @ g
         assert_allclose(found[i], expected, rtol=1e-10)
@@ -113,23 +126,30 @@ def test_the_noise_that_an_image_shares_with_a_stack_is_counted_once():
     assert alone > 1.15 * stated
 
 
-def test_one_kernel_for_each_star_equals_single_stars():
+def test_a_kernel_that_varies_is_the_one_at_each_star():
     _, image_variance, reference_variance, kernel = field()
-    kernels = np.stack([kernel, kernel.T, 0.5 * kernel])
+    kernels = np.stack([kernel, 0.3 * kernel.T, -0.2 * kernel[::-1]])
     frame = np.ones(SHAPE)
     together = measure_apertures(frame, frame, None, POSITIONS, 3.0,
-                                 EpochNoise(image_variance, kernels, reference_variance))
-    single = [measure_apertures(frame, frame, None, p, 3.0, EpochNoise(image_variance, k, reference_variance)).error[0]
-              for p, k in zip(POSITIONS, kernels, strict=True)]
+                                 EpochNoise(image_variance, kernels, reference_variance, kernel_terms=terms))
+    single = [measure_apertures(frame, frame, None, p, 3.0,
+                                EpochNoise(image_variance, np.tensordot(terms(*p), kernels, axes=1),
+                                           reference_variance)).error[0] for p in POSITIONS]
     assert_allclose(together.error, single, rtol=1e-12)
+
+
+def one_star_a_block(monkeypatch):
+    """Make every star a block of its own."""
+    backend = forced.backend_of(np.empty(0))
+    monkeypatch.setattr(forced, "_host", lambda: replace(backend, least_pixels=0))
 
 
 def test_blocks_join_to_the_same_numbers(monkeypatch):
     _, image_variance, reference_variance, kernel = field()
     frame = np.random.default_rng(0).normal(size=SHAPE)
-    noise = EpochNoise(image_variance, np.stack([kernel] * 3), reference_variance)
+    noise = EpochNoise(image_variance, kernel, reference_variance)
     whole = measure_apertures(frame, image_variance, None, POSITIONS, 3.0, noise)
-    monkeypatch.setattr("gpudia.photometry.linear._BLOCK", 1)
+    one_star_a_block(monkeypatch)
     for a, b in zip(whole, measure_apertures(frame, image_variance, None, POSITIONS, 3.0, noise), strict=True):
         assert_allclose(a, b, rtol=1e-13)
 
@@ -302,7 +322,6 @@ def test_big_endian_and_integer_frames_give_the_same():
     ({"positions": np.zeros((3, 3))}, r"positions must have shape"),
     ({"positions": [("a", "b")]}, r"positions must be numbers"),
     ({"noise": EpochNoise(np.ones((4, 4)))}, "noise.image_variance must have shape"),
-    ({"noise": EpochNoise(np.ones(SHAPE), np.ones((2, 3, 3)), np.ones(SHAPE))}, "kernel must be one for all stars"),
 ])
 def test_wrong_arguments_are_named(change, message):
     given = {"difference": np.ones(SHAPE), "variance": np.ones(SHAPE), "mask": None, "positions": POSITIONS,
@@ -313,6 +332,7 @@ def test_wrong_arguments_are_named(change, message):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"kernel": np.ones((4, 4))}, "with K odd"),
+    ({"kernel": np.ones((2, 3, 3))}, "kernel_terms must be given with a kernel of several terms"),
     ({"reference_variance": np.ones(SHAPE)}, "kernel must be given with reference_variance"),
     ({"covariance": np.ones((9, 9))}, "must be given with covariance"),
     ({"reference": np.ones((2, 2))}, "reference must have the shape of image_variance"),
@@ -420,7 +440,7 @@ def test_one_psf_for_each_star_gives_total_fluxes(monkeypatch):
     mask = np.zeros(SHAPE, bool)
     mask[16, 17] = True
     frame = np.random.default_rng(2).normal(size=SHAPE)
-    monkeypatch.setattr("gpudia.photometry.linear._BLOCK", 1)  # every star in a block of its own
+    one_star_a_block(monkeypatch)
     result = measure_apertures(frame, np.ones(SHAPE), mask, POSITIONS, RADIUS, psf=psfs, max_masked_fraction=0.2)
     expected = [(total_weights(p, mask, s) * frame).sum() for p, s in zip(POSITIONS, sigmas, strict=True)]
     assert_allclose(result.flux, expected, rtol=1e-10)

@@ -611,14 +611,14 @@ def test_a_run_that_came_to_nothing_does_not_block_its_folder(frames, target, tm
 def test_an_unexpected_error_stays_with_its_frame(frames, target, tmp_path, monkeypatch):
     from gpudia.pipeline import epochs as work
 
-    real = work.measure_epoch
+    real = work._cosmic_rays
 
-    def fails_once(measures, stack, i, *rest):
+    def fails_once(stack, i, *rest):
         if i == 1:
             raise ZeroDivisionError("nobody thought of this")
-        return real(measures, stack, i, *rest)
+        return real(stack, i, *rest)
 
-    monkeypatch.setattr(work, "measure_epoch", fails_once)
+    monkeypatch.setattr(work, "_cosmic_rays", fails_once)
     output = tmp_path / "out"
     assert main(["run", str(frames), *target, "--output", str(output), "--quiet", "--no-products"]) == 3
     epochs = Table.read(output / "epochs.ecsv")

@@ -91,6 +91,21 @@ def test_tables_sort_search_and_link(output, tmp_path):
     assert result["elements"] == 1
 
 
+def test_rows_of_skipped_images_are_grey(tmp_path):
+    folder = make_run(tmp_path / "out")
+    table = Table.read(folder / "epochs.ecsv", format="ascii.ecsv")
+    table["status"] = ["skipped" if k == 2 else status for k, status in enumerate(table["status"])]
+    table.write(folder / "epochs.ecsv", format="ascii.ecsv", overwrite=True)
+    result = ask(write_report(folder), """
+  const rows = [...table("epochs").querySelectorAll("tbody tr")];
+  result.grey = rows.filter((row) => row.className === "left-out").map((row) => row.cells[0].textContent);
+  result.colours = rows.slice(1, 4).map((row) => getComputedStyle(row.cells[3]).color);
+""", tmp_path)
+    assert result["grey"] == ["frame_002"]
+    failed, skipped, ok = result["colours"]
+    assert failed == ok != skipped
+
+
 def test_light_curve_draws_zooms_and_reads_out_a_point(output, tmp_path):
     result = ask(output / "report.html", """
   const svg = document.querySelector(".chart svg");

@@ -56,6 +56,15 @@ class GivenUnits:
         return replace(fit, coefficients=a, covariance=covariance, variances=variances, model=fit.model / unit,
                        image_variance=own, variance=variance)
 
+    def in_fit_units(self, coefficients: Any) -> Any:
+        """Coefficients (B, n) as given to those of the fit: the inverse of what `fit` does to them."""
+        m, P = self.design.n_kernel, self.design.n_spatial
+        a, first = coefficients.copy(), P * m
+        a[:, first:] *= self.unit
+        if self._sky is not None:
+            a[:, first:first + P] += self._sky * a[:, :first].reshape(-1, P, m).sum(axis=2)
+        return a
+
     def covariance(self, fit: Fit) -> Any:
         """Covariance (B, n, n) of a fit as given: exact, or an estimate from the shared matrix."""
         if fit.covariance is not None:

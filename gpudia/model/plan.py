@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -238,7 +239,7 @@ class ReferencePlan:
             self.fitter = self._unbiased()
         solver = self._solver or self.fitter
         self.precision = "mixed" if solver.settings.mixed else "double"
-        self._given = GivenUnits(self.design, self._unit, sky, solver.preconditioner.matrix)
+        self.given = GivenUnits(self.design, self._unit, sky, solver.preconditioner.matrix)
         self.scale_bias = self._scale_bias(solver)
 
     def _unbiased(self) -> Fitter:
@@ -320,7 +321,7 @@ class ReferencePlan:
         images, errors, masks = uniform_stack(images, errors, masks, self.shape)
         if backend_of(images).name != self.backend.name:
             raise InputError(f"images must be on the plan's backend {self.backend.name}, got {backend_of(images).name}")
-        if not self._given.fits_single:
+        if not self.given.fits_single:
             images = images.astype(self.backend.xp.float64)
         step = max(self.backend.at_once(self.bytes_per_image(keep)), self.backend.least_pixels // math.prod(self.shape))
         step = min(step, -(-len(images) // self.backend.workers)) or 1
@@ -353,10 +354,10 @@ class ReferencePlan:
             part = self._solver.design.tiling
             near = self._solver.approach(part.chosen(data), part.chosen(good_tiles), noise.on(part))
             fit = self.fitter.complete(near, data, good_tiles & self._selection.usable, noise)
-        fit = self._given.fit(fit)
+        fit = self.given.fit(fit)
         out.put(group, images, finite, good, fit)
         if out.covariance is not None:
-            out.put_covariance(group, self._given.covariance(fit))
+            out.put_covariance(group, self.given.covariance(fit))
 
     def bytes_per_image(self, keep: tuple[str, ...] = ()) -> int:
         """Device memory that `subtract` needs for each image it works on at the same time, results in float64 included.
@@ -377,14 +378,20 @@ class ReferencePlan:
         return int((8 * planes + 1) * math.prod(self.shape)) + 8 * matrices * self.design.n_parameters**2
 
     def equations_of(self, stack: DifferenceStack, image: int) -> tuple[Any, Any]:
-        """Weights and data (1, T, h, w) with which one image of a stack of this plan entered its last pass.
-
-        In the plan's own units, for `gpudia.model.normal.normal_equations` with the plan's design.
-        """
+        """Weights and data (1, T, h, w), in the plan's units, with which one of its images entered the last pass."""
         xp, tiling = self.backend.xp, self.design.tiling
         variance = stack.variance[image:image + 1].astype(xp.float64) * self._unit**2
         data = (stack.difference[image:image + 1] + stack.model[image:image + 1]).astype(xp.float64) * self._unit
         used = ~(stack.mask | stack.clipped)[image:image + 1] & xp.isfinite(data) & (variance > 0)
         weights = tiling.split(xp.where(used, 1.0 / xp.where(used, variance, 1.0), 0.0))
-        pixels = self._selection.usable if self.fitter.informative is None else self.fitter.informative
-        return xp.where(pixels, weights, 0.0), tiling.split(xp.where(used, data, 0.0))
+        return xp.where(self._last, weights, 0.0), tiling.split(xp.where(used, data, 0.0))
+
+    @property
+    def _last(self) -> Any:
+        """Pixels that may take part in the last pass, bool (T, h, w)."""
+        return self._selection.usable if self.fitter.informative is None else self.fitter.informative
+
+    @cached_property
+    def fit_pixels(self) -> Any:
+        """Pixels that may take part in the last pass of a fit, bool (H, W), on the plan's backend."""
+        return self.design.tiling.join(self._last, False)

@@ -1,18 +1,14 @@
-"""Photometry of difference images: apertures, PSF fluxes, exact errors, light curves. Host arrays only."""
+"""Photometry of difference images: apertures, PSF fluxes, exact errors, light curves."""
 
-from gpudia.photometry.apertures import (
-    aperture_correction,
-    aperture_weights,
-    choose_aperture_radius,
-    measure_apertures,
-)
+from gpudia.photometry.apertures import aperture_correction, aperture_weights, choose_aperture_radius
 from gpudia.photometry.calibration import ZeroPoint, fit_zero_point
 from gpudia.photometry.detection import DETECTION_COLUMNS, KnownStars, associate, detect_peaks
 from gpudia.photometry.empirical import Psf, empirical_psf, moffat_psf
 from gpudia.photometry.exports import export_all, export_star
+from gpudia.photometry.forced import forced_photometry, measure_apertures, psf_photometry
 from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_hdu
 from gpudia.photometry.linear import EpochNoise, linear_flux_variance
-from gpudia.photometry.psf import epoch_psf, psf_photometry
+from gpudia.photometry.psf import epoch_psf
 from gpudia.photometry.scale import ConstantStarScale, constant_star_epsilon
 from gpudia.photometry.series import (
     CombinedFluxes,
@@ -56,6 +52,7 @@ __all__ = [
     "export_all",
     "export_star",
     "fit_zero_point",
+    "forced_photometry",
     "linear_flux_variance",
     "magnitudes",
     "measure_apertures",

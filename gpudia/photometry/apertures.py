@@ -1,94 +1,26 @@
-"""Aperture photometry of a difference image at given positions, the aperture's radius and its correction."""
+"""Circular apertures: their weights, radius and the share of the light in them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from photutils.geometry import circular_overlap_grid
 
 from gpudia.errors import InputError
-from gpudia.photometry.inputs import as_positions, check_fraction, check_plane, check_radius
-from gpudia.photometry.linear import EpochNoise, measure_in_blocks, measure_linear
+from gpudia.photometry.inputs import as_positions, check_radius
 from gpudia.photometry.psf import check_psf, shifted_psf
-from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, footprint
+from gpudia.photometry.stamps import FloatArray, Stamps
 
-__all__ = ["aperture_correction", "aperture_weights", "choose_aperture_radius", "measure_apertures"]
+__all__ = ["aperture_correction", "aperture_weights", "choose_aperture_radius", "stamp_side"]
 
 
-def measure_apertures(difference: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any] | None, positions: Any,
-                      radius: float, noise: EpochNoise | None = None, *, psf: Any | None = None,
-                      max_masked_fraction: float = 0.0) -> ForcedFluxes:
-    """Sum a difference image in one circular aperture at each position.
+def aperture_weights(positions: FloatArray, radius: float, size: int | None = None) -> tuple[FloatArray, Stamps]:
+    """Fractions of the pixels that lie within `radius` of each position (S, 2): weights (S, m, m) and their stamps.
 
-    The weights are the fractions of the pixels that lie in the circle (exact overlap), the error is that of
-    `linear_flux_variance`. Without `psf` nothing is corrected for: divide by `aperture_correction` for total fluxes.
-
-    Parameters
-    ----------
-    difference, variance : (H, W)
-        Difference image, ADU, and its variance, ADU^2 (image and reference together).
-    mask : (H, W) bool or bits of `gpudia.flags.PIXEL_FLAGS`, optional
-        True or any bit but "clipped" = ignore. Pixels without a finite difference and a positive variance are
-        ignored as well.
-    positions : (S, 2)
-        Stars (x, y), 0-based pixel centres.
-    radius : float
-        Pixels.
-    noise : EpochNoise, optional
-        What the error is made of. Without it the pixels count as uncorrelated, with `variance`.
-    psf : (m, m) or (S, m, m), optional
-        PSF of the epoch (see `gpudia.photometry.epoch_psf`): the sums are divided by the share of the light that falls
-        on the unmasked pixels of the aperture, which makes them total fluxes.
-    max_masked_fraction : float
-        Share of the aperture (of the light in it, with `psf`) that may be masked. Without `psf` that light is left out,
-        not made up for. By default a flux with any masked pixel is NaN: a part of an aperture is no flux.
-
-    Returns
-    -------
-    ForcedFluxes
-
-    Raises
-    ------
-    InputError
-        Shapes do not agree, the radius is not positive or larger than the frame, or `max_masked_fraction` is not in
-        0 to 1 (1 excluded).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> frame = np.ones((40, 50))
-    >>> result = measure_apertures(frame, frame, None, [(20.0, 15.3)], 5.0)
-    >>> round(float(result.flux[0]), 6), int(result.flags[0])
-    (78.539816, 0)
+    The stamps are as small as hold the circle, or of side `size`.
     """
-    difference = check_plane("difference", difference)
-    variance = check_plane("variance", variance, difference.shape)
-    mask = None if mask is None else check_plane("mask", mask, difference.shape)
-    if noise is not None:
-        check_plane("noise.image_variance", noise.image_variance, difference.shape)
-    radius = check_radius(radius, difference.shape)
-    where = as_positions(positions)
-    psf = None if psf is None else _one_each(check_psf(psf), len(where))
-    check_fraction(max_masked_fraction)
-
-    def measure(stars: slice, noise: EpochNoise) -> ForcedFluxes:
-        weights, stamps = aperture_weights(where[stars], radius)
-        light = weights if psf is None else weights * _psf_under(psf if psf.ndim == 2 else psf[stars], stamps)
-        under = footprint(difference, variance, mask, stamps, np.where(weights > 0, np.maximum(light, 1e-12), 0.0))
-        weights = np.where(under.ignore, 0.0, weights)
-        if psf is not None:
-            inside = np.where(under.ignore, 0.0, light).sum(axis=(1, 2))
-            weights = weights / np.where(inside > 0, inside, np.inf)[:, None, None]
-        return measure_linear(difference, weights, stamps, noise, under, max_masked_fraction)
-
-    return measure_in_blocks(len(where), _side(radius), EpochNoise(variance) if noise is None else noise, measure)
-
-
-def aperture_weights(positions: FloatArray, radius: float) -> tuple[FloatArray, Stamps]:
-    """Fractions of the pixels that lie within `radius` of each position (S, 2): weights (S, m, m) and their stamps."""
-    size = _side(radius)
+    size = stamp_side(radius) if size is None else size
     half = size // 2
     stamps = Stamps(positions, size)
     weights = np.empty((len(stamps), size, size))
@@ -98,7 +30,7 @@ def aperture_weights(positions: FloatArray, radius: float) -> tuple[FloatArray, 
     return weights, stamps
 
 
-def _side(radius: float) -> int:
+def stamp_side(radius: float) -> int:
     """Side of a stamp that holds the circle wherever in the central pixel the star is."""
     return 2 * int(np.ceil(radius)) + 1
 

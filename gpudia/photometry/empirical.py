@@ -12,8 +12,9 @@ from scipy.optimize import least_squares
 from scipy.spatial import cKDTree
 
 from gpudia.errors import InputError
+from gpudia.photometry.forced import psf_photometry
 from gpudia.photometry.inputs import as_positions, check_plane
-from gpudia.photometry.psf import psf_photometry, shifted_psf
+from gpudia.photometry.psf import shifted_psf
 from gpudia.photometry.stamps import FloatArray, Stamps
 
 __all__ = ["Psf", "empirical_psf", "moffat_psf"]

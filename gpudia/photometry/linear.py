@@ -1,43 +1,39 @@
-"""Linear flux estimates f = a^T D on a difference image, with their exact variance.
+"""The exact variance of linear flux estimates f = a^T D on a difference image.
 
-An aperture sum and a PSF flux differ in the pixel weights a only; what follows from the weights is here, once.
-Work is done on stamps of many stars at the same time, in blocks that bound the memory.
+An aperture sum and a PSF flux differ in the pixel weights a only; what follows from the weights is here, once, for many
+stars at a time, on the backend of the planes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import fft
 
+from gpudia.backend import backend_of, to_device, to_host
 from gpudia.errors import InputError
-from gpudia.flags import SOURCE_FLAGS
-from gpudia.photometry.stamps import FloatArray, Footprint, ForcedFluxes, Stamps
+from gpudia.photometry.stamps import FloatArray, Stamps, StampsOn
 
-__all__ = ["EpochNoise", "linear_flux_variance", "measure_in_blocks", "measure_linear"]
+__all__ = ["EpochNoise", "LinearVariance", "NoiseUnder", "finite", "linear_flux_variance", "transform_side"]
 
 #: Polynomial terms at pixel positions: ``terms(x, y)`` has the terms on a last axis, after the shape of x and y.
 Terms = Callable[[Any, Any], Any]
 
-#: Numbers in one temporary of a block of stars (8 MB); a block holds about ten of them.
-_BLOCK = 1 << 20
-
 
 @dataclass(frozen=True)
 class EpochNoise:
-    """All that makes the error of a flux on one difference image D = I - M.
+    """All that makes the error of a flux on one difference image D = I - M; planes of one backend.
 
     Parameters
     ----------
     image_variance : (H, W)
         Variance of the image's own noise, ADU^2 (not that of the difference).
-    kernel : (K, K) or (S, K, K), optional
-        Matching kernel, for all stars or at each of them: M(x) = sum_u k[u] R(x - u), ``kernel[K//2, K//2]``
-        multiplies R(x).
+    kernel : (K, K) or (P, K, K), optional
+        Matching kernel, M(x) = sum_u k[u] R(x - u): ``kernel[K//2, K//2]`` multiplies R(x). With `kernel_terms` one for
+        each of the P polynomials.
     reference_variance : (H, W), optional
         Variance of the reference, ADU^2. Needs `kernel`.
     reference : (H, W), optional
@@ -46,13 +42,19 @@ class EpochNoise:
         Covariance of the model's coefficients: for each kernel polynomial the pixels of `support`, row-major; then
         the background terms.
     support : (K, K) bool, optional
-        Pixels of the kernel that were free; all of them by default.
+        Pixels of the kernel that were free; all of them by default. Host array.
+    kernel_terms, background_terms : callable, optional
+        ``terms(x, y) -> (..., P)``: polynomials of the kernel and of the background at pixel positions of the frame,
+        host side. Constant by default; without any background where `covariance` has no room for it.
     shared : float
         What the image adds to the reference, as a factor of its pixels: its weight in a stack over its scale. The
         noise of the two is then correlated. 0 for an image that is not in the reference.
-    kernel_terms, background_terms : callable, optional
-        ``terms(x, y) -> (..., P)``: polynomials of the kernel and of the background at pixel positions of the
-        frame. Constant by default; without any background where `covariance` has no room for it.
+    fitted : (H, W) bool, optional
+        Pixels that took part in the fit of the model. With it the leverage of the star on its own model is put right
+        (see `LinearVariance`); without it the star counts as one that was not in the fit.
+    correction : callable, optional
+        ``rows (D, n) -> X (D, n), S (D, D)``: where `covariance` is an estimate, what brings it to the exact one as far
+        as these rows need it (see `gpudia.model.covariance_correction`).
 
     Raises
     ------
@@ -60,24 +62,25 @@ class EpochNoise:
         Shapes do not agree, or something that another part needs is missing.
     """
 
-    image_variance: NDArray[Any]
-    kernel: NDArray[Any] | None = None
-    reference_variance: NDArray[Any] | None = None
-    reference: NDArray[Any] | None = None
-    covariance: NDArray[Any] | None = None
-    support: NDArray[np.bool_] | None = None
+    image_variance: Any
+    kernel: Any = None
+    reference_variance: Any = None
+    reference: Any = None
+    covariance: Any = None
+    support: Any = None
     kernel_terms: Terms | None = None
     background_terms: Terms | None = None
     shared: float = 0.0
+    fitted: Any = None
+    correction: Callable[[Any], tuple[Any, Any]] | None = None
 
     def __post_init__(self) -> None:
-        shape = np.shape(self.image_variance)
-        for name in ("reference_variance", "reference"):
+        shape = tuple(np.shape(self.image_variance))
+        for name in ("reference_variance", "reference", "fitted"):
             plane = getattr(self, name)
-            if plane is not None and np.shape(plane) != shape:
-                raise InputError(f"{name} must have the shape of image_variance {shape}, got {np.shape(plane)}")
+            if plane is not None and tuple(np.shape(plane)) != shape:
+                raise InputError(f"{name} must have the shape of image_variance {shape}, got {tuple(np.shape(plane))}")
         if self.kernel is not None:
-            object.__setattr__(self, "kernel", np.asarray(self.kernel, float))
             self._check_kernel()
         elif self.reference_variance is not None:
             raise InputError("kernel must be given with reference_variance, got None")
@@ -87,57 +90,153 @@ class EpochNoise:
             self._check_covariance()
 
     def _check_kernel(self) -> None:
-        shape = np.shape(self.kernel)
+        shape = tuple(np.shape(self.kernel))
         if len(shape) not in (2, 3) or shape[-1] != shape[-2] or shape[-1] % 2 == 0:
-            raise InputError(f"kernel must be (K, K) or (S, K, K) with K odd, got shape {shape}")
+            raise InputError(f"kernel must be (K, K) or (P, K, K) with K odd, got shape {shape}")
+        if len(shape) == 3 and self.kernel_terms is None:
+            raise InputError(f"kernel_terms must be given with a kernel of several terms, got None and shape {shape}")
 
     def _check_covariance(self) -> None:
         if self.reference is None or (self.kernel is None and self.support is None):
             raise InputError("reference and kernel (or support) must be given with covariance, got None")
-        if np.ndim(self.covariance) != 2 or len(set(np.shape(self.covariance))) != 1:
-            raise InputError(f"covariance must be square (n, n), got shape {np.shape(self.covariance)}")
+        shape = tuple(np.shape(self.covariance))
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise InputError(f"covariance must be square (n, n), got shape {shape}")
         if self.support is not None and self.kernel is not None and self.support.shape != self.kernel.shape[-2:]:
-            raise InputError(f"support must have the kernel's shape {self.kernel.shape[-2:]}, "
+            raise InputError(f"support must have the kernel's shape {tuple(self.kernel.shape[-2:])}, "
                              f"got {self.support.shape}")
 
-    def of(self, stars: slice) -> EpochNoise:
-        """Return the same for some of the stars."""
-        if self.kernel is None or self.kernel.ndim == 2:
-            return self
-        return replace(self, kernel=self.kernel[stars])
-
-    def free_pixels(self) -> NDArray[np.bool_]:
-        """Pixels of the kernel that were free, (K, K)."""
-        if self.support is not None:
-            return np.asarray(self.support, bool)
-        return np.ones(np.shape(self.kernel)[-2:], bool)
+    @property
+    def kernel_size(self) -> int:
+        """Side K of the kernel; 1 where none is given."""
+        known = self.kernel if self.kernel is not None else self.support
+        return 1 if known is None else int(known.shape[-1])
 
 
-def measure_in_blocks(n: int, size: int, noise: EpochNoise,
-                      measure: Callable[[slice, EpochNoise], ForcedFluxes]) -> ForcedFluxes:
-    """Call ``measure(stars, their noise)`` for blocks of `n` stars with stamps of side `size`, and join the parts."""
-    if noise.kernel is not None and noise.kernel.ndim == 3 and len(noise.kernel) != n:
-        raise InputError(f"kernel must be one for all stars or one for each of {n}, got {len(noise.kernel)}")
-    side = size if noise.kernel is None else size + noise.kernel.shape[-1]
-    step = max(1, _BLOCK // max(side**2, 0 if noise.covariance is None else len(noise.covariance)))
-    blocks = [slice(start, min(start + step, n)) for start in range(0, n, step)]
-    parts = [measure(block, noise.of(block)) for block in blocks]
-    if not parts:
-        return ForcedFluxes(np.empty(0), np.empty(0), np.empty(0, np.int32), np.empty(0, np.int32))
-    return ForcedFluxes(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+class LinearVariance(NamedTuple):
+    r"""Parts of the variance of f = a^T D for S stars, each (S,).
 
-
-def measure_linear(difference: NDArray[Any], weights: FloatArray, stamps: Stamps, noise: EpochNoise,
-                   under: Footprint, max_masked_fraction: float) -> ForcedFluxes:
-    """Flux f = sum a D and its error for weights a (S, m, m) that are 0 on every ignored pixel.
-
-    NaN where an edge cuts the star or more than `max_masked_fraction` of it is masked.
+    Attributes
+    ----------
+    noise
+        Sum of :math:`a^2 \sigma_I^2 + (a \star k)^2 \sigma_R^2 - 2 q a (a \star k) \sigma_I^2` over the pixels, with
+        the correlation a * k and q = `EpochNoise.shared`.
+    fit
+        g^T C g, what the noise of the model's coefficients adds; 0 without a covariance.
+    rows
+        (S, n) float64: g = U^T a, the rows of the design matrix summed with the weights. For kernel polynomial p and
+        offset u it is p_p sum_x a(x) R(x - u), for a background term p sum_x a(x), with the polynomials at the star.
+        None without a covariance.
+    directions
+        (S, n): C g; None without a covariance.
     """
-    values = np.where(weights != 0, stamps.gather(difference), 0.0)
-    flux = np.einsum("sij,sij->s", weights, values)
-    error = np.sqrt(linear_flux_variance(weights, stamps, noise))
-    usable = (under.fraction <= max_masked_fraction) & (under.flags & SOURCE_FLAGS.outside == 0)
-    return ForcedFluxes(np.where(usable, flux, np.nan), np.where(usable, error, np.nan), under.flags, under.n_masked)
+
+    noise: Any
+    fit: Any
+    rows: Any
+    directions: Any
+
+
+class NoiseUnder:
+    """What the reference is under some stars: made once, for the noise of all epochs.
+
+    Parameters
+    ----------
+    stamps : StampsOn
+        Where the weights lie.
+    noise : EpochNoise
+        Of any of the epochs: its reference, reference variance, support and polynomials, which all have in common.
+    side : int
+        Side of the transforms, at least ``stamps.size + K - 1``.
+    dtype : dtype
+        Of the work, float32 or float64. What the covariance enters is summed in float64.
+    """
+
+    def __init__(self, stamps: StampsOn, noise: EpochNoise, side: int, dtype: Any) -> None:
+        self.stamps, self.backend, self.side, self.dtype = stamps, stamps.backend, side, dtype
+        self.half = noise.kernel_size // 2
+        self._to_centre = self._phase(self.half)
+        self.kernel_terms = self._terms(noise.kernel_terms)
+        self._variance = None
+        if noise.reference_variance is not None:
+            self._variance = finite(stamps.gather(noise.reference_variance, self.half).astype(dtype))
+        if noise.covariance is not None:
+            reference = finite(stamps.gather(noise.reference, self.half).astype(dtype))
+            self._spectra = self.backend.rfft2(reference, (side, side))
+            free = np.ones((noise.kernel_size,) * 2, bool) if noise.support is None else np.asarray(noise.support, bool)
+            self._free = to_device(np.flatnonzero(free), self.backend)
+            self._prepare_background(noise)
+
+    def _prepare_background(self, noise: EpochNoise) -> None:
+        n_kernel, n = int(self._free.shape[0]) * int(self.kernel_terms.shape[1]), int(noise.covariance.shape[0])
+        self._background = self._terms(noise.background_terms)
+        if noise.background_terms is None and n != n_kernel + 1:
+            self._background = self._background[:, :0]
+        expected = n_kernel + int(self._background.shape[1])
+        if n != expected:
+            raise InputError(f"covariance must have {expected} coefficients (kernel terms times support, background), "
+                             f"got {n}")
+
+    def _phase(self, shift: float) -> Any:
+        """Transform of a shift by that many pixels along both axes, (side, side // 2 + 1)."""
+        rows, columns = np.fft.fftfreq(self.side)[:, None], np.fft.rfftfreq(self.side)
+        phase = np.exp(-2j * np.pi * shift * (rows + columns))
+        return to_device(phase.astype(np.complex64 if self.dtype == np.float32 else complex), self.backend)
+
+    def _terms(self, terms: Terms | None) -> Any:
+        """Polynomials at the stars, (S, P) float64; 0 for a star at no finite place."""
+        where = self.stamps.stamps.positions
+        if terms is None:
+            return to_device(np.ones((len(where), 1)), self.backend)
+        inside = np.where(np.isfinite(where).all(axis=1, keepdims=True), where, 0.0)
+        return to_device(np.asarray(terms(inside[:, 0], inside[:, 1]), float), self.backend)
+
+    def kernel_spectra(self, kernel: Any) -> tuple[Any, Any]:
+        """Transform of the kernel at each star, centred, (S or 1, side, side // 2 + 1), and its sum (S or 1,)."""
+        centred = self.backend.xp.conj(self._to_centre)
+        spectra = self.backend.rfft2(kernel.astype(self.dtype), (self.side, self.side)) * centred
+        if len(kernel.shape) == 2:
+            return spectra[None], kernel.sum()[None]
+        terms = self.kernel_terms
+        total = terms[:, 0, None, None].astype(self.dtype) * spectra[0]
+        for p in range(1, int(kernel.shape[0])):
+            total += terms[:, p, None, None].astype(self.dtype) * spectra[p]
+        return total, (terms * kernel.sum(axis=(1, 2))).sum(axis=1)
+
+    def variance(self, weights: Any, own: Any, noise: EpochNoise, kernel_spectra: Any) -> LinearVariance:
+        """Parts of the variance of a^T D for weights a (S, m, m), with the image's own variance `own` on the stamps."""
+        xp = self.backend.xp
+        total = (weights * weights * own).sum(axis=(1, 2))
+        if self._variance is None and noise.covariance is None:
+            return LinearVariance(total, xp.zeros_like(total), None, None)
+        spectra = self.backend.rfft2(weights, (self.side, self.side))
+        if self._variance is not None:
+            total = total + self._reference_term(weights, spectra, own, noise.shared, kernel_spectra)
+        if noise.covariance is None:
+            return LinearVariance(total, xp.zeros_like(total), None, None)
+        rows = self._design_rows(spectra, weights.sum(axis=(1, 2)))
+        directions = rows @ noise.covariance
+        return LinearVariance(total, (rows * directions).sum(axis=1), rows, directions)
+
+    def _reference_term(self, weights: Any, spectra: Any, own: Any, shared: float, kernel_spectra: Any) -> Any:
+        """Sum of (a correlated with k)^2 times the reference's variance, less what it shares with the image, (S,)."""
+        m, h = self.stamps.stamps.size, self.half
+        product = spectra * (self.backend.xp.conj(kernel_spectra) * self._to_centre)
+        response = self.backend.irfft2(product, (self.side, self.side))[:, :m + 2 * h, :m + 2 * h]
+        term = (response * response * self._variance).sum(axis=(1, 2))
+        if shared:
+            term = term - 2 * shared * (weights * response[:, h:h + m, h:h + m] * own).sum(axis=(1, 2))
+        return term
+
+    def _design_rows(self, spectra: Any, total: Any) -> Any:
+        """Rows g = U^T a, one for each star, (S, n) float64."""
+        xp, h = self.backend.xp, self.half
+        lags = self.backend.irfft2(self._spectra * xp.conj(spectra), (self.side, self.side))
+        # lags[v] = sum_x a(x) R(x + v - h), so that the kernel's offset is u = h - v: read it backwards
+        lags = lags[:, 2 * h::-1, 2 * h::-1] if h else lags[:, :1, :1]
+        lags = lags.reshape(len(lags), -1)[:, self._free].astype(xp.float64)
+        parts = [self.kernel_terms[:, p, None] * lags for p in range(int(self.kernel_terms.shape[1]))]
+        return xp.concatenate([*parts, self._background * total[:, None].astype(xp.float64)], axis=1)
 
 
 def linear_flux_variance(weights: FloatArray, stamps: Stamps, noise: EpochNoise) -> FloatArray:
@@ -146,18 +245,14 @@ def linear_flux_variance(weights: FloatArray, stamps: Stamps, noise: EpochNoise)
     .. math:: Var(f) = \sum a^2 \sigma_I^2 + \sum (a \star k)^2 \sigma_R^2
                        - 2 q \sum a (a \star k) \sigma_I^2 + g^T C g, \qquad g = U^T a
 
-    with the correlation a * k, q = `EpochNoise.shared`, and g the row of the design matrix summed with the weights: for
-    kernel term p and offset u, g = sum_x a(x) p_p(x) R(x - u), for a background term, g = sum_x a(x) p(x). Terms for
-    which `noise` has nothing are left out. Not an approximation, but for a kernel that varies over the frame: it is
-    taken constant over one star's footprint in the second and third term.
-
-    The last term is that of a star whose pixels did not enter the fit (clipped, or a variable injected later). A
-    star that did enter scatters less, by up to 2 g^T C g, because the kernel follows its noise.
+    (see `LinearVariance`). Terms for which `noise` has nothing are left out. Not an approximation, but for polynomials,
+    which count as constant over one star's footprint. It is that of a star whose pixels did not enter the fit; for the
+    others see `gpudia.photometry.forced_photometry`.
 
     Parameters
     ----------
     weights : (S, m, m)
-        a, for each star; 0 on ignored pixels.
+        a, for each star; 0 on ignored pixels. On the host, as the planes of `noise`.
     stamps : Stamps
         Where the stars' stamps lie, of side m.
     noise : EpochNoise
@@ -175,74 +270,26 @@ def linear_flux_variance(weights: FloatArray, stamps: Stamps, noise: EpochNoise)
     """
     if weights.shape != (len(stamps), stamps.size, stamps.size):
         raise InputError(f"weights must have shape {(len(stamps), stamps.size, stamps.size)}, got {weights.shape}")
-    variance = np.einsum("sij,sij,sij->s", weights, weights, _finite(stamps.gather(noise.image_variance)))
-    if noise.reference_variance is not None:
-        variance += _reference_term(weights, stamps, noise)
-    if noise.covariance is not None:
-        variance += _fit_term(weights, stamps, noise)
-    return variance
+    backend = backend_of(weights)
+    shape = tuple(int(n) for n in noise.image_variance.shape)
+    side = transform_side(stamps.size, noise.kernel_size)
+    placed = StampsOn(stamps, (shape[0], shape[1]), backend)
+    under = NoiseUnder(placed, noise, side, np.dtype(float))
+    spectra = None if noise.kernel is None else under.kernel_spectra(to_device(noise.kernel, backend))[0]
+    parts = under.variance(weights, finite(placed.gather(noise.image_variance).astype(float)), noise, spectra)
+    return to_host(parts.noise + parts.fit)
 
 
-def _finite(stamps: NDArray[Any]) -> NDArray[Any]:
-    # Where a variance is not finite the pixel is masked and its weight 0; 0 * nan would spoil the star.
-    return np.nan_to_num(stamps, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+def transform_side(size: int, kernel_size: int, psf_size: int = 0) -> int:
+    """Side of the transforms for stamps of side `size`: their response to the kernel fits, and so does the PSF.
+
+    What of a PSF convolved with the kernel lies further out may come back at the other edge, but not into the stamp.
+    """
+    spread = -(-(psf_size + kernel_size + size) // 2) if psf_size else 0
+    return int(fft.next_fast_len(max(size + kernel_size - 1, spread, psf_size + 4 if psf_size else 0), real=True))
 
 
-def _reference_term(a: FloatArray, where: Stamps, noise: EpochNoise) -> FloatArray:
-    """Sum of (a correlated with k)^2 times the reference's variance, less what it shares with the image, (S,)."""
-    kernel, variance = np.asarray(noise.kernel, float), np.asarray(noise.reference_variance)
-    k, m = kernel.shape[-1], a.shape[-1]
-    side = fft.next_fast_len(m + k - 1, real=True)
-    flipped = kernel[..., ::-1, ::-1]
-    # Correlation with k is convolution with the flipped k; in full mode it fills the stamp grown by K//2.
-    product = fft.rfft2(a, (side, side)) * fft.rfft2(flipped, (side, side))
-    response = fft.irfft2(product, (side, side))[:, : m + k - 1, : m + k - 1]
-    term = np.einsum("sij,sij,sij->s", response, response, _finite(where.gather(variance, k // 2)))
-    if noise.shared:
-        inner = response[:, k // 2 : k // 2 + m, k // 2 : k // 2 + m]
-        own = _finite(where.gather(noise.image_variance))
-        term -= 2 * noise.shared * np.einsum("sij,sij,sij->s", a, inner, own)
-    return term
-
-
-def _fit_term(a: FloatArray, where: Stamps, noise: EpochNoise) -> FloatArray:
-    """The term g^T C g, (S,)."""
-    g = _design_rows(a, where, noise)
-    covariance = np.asarray(noise.covariance, float)
-    if g.shape[1] != len(covariance):
-        raise InputError(f"covariance must have {g.shape[1]} coefficients (kernel terms times support, background), "
-                         f"got {len(covariance)}")
-    return np.einsum("sn,sn->s", g @ covariance, g)
-
-
-def _design_rows(a: FloatArray, where: Stamps, noise: EpochNoise) -> FloatArray:
-    """Rows g = U^T a, one for each star, (S, n)."""
-    free = noise.free_pixels()
-    half, m = free.shape[0] // 2, a.shape[-1]
-    side = fft.next_fast_len(m + 2 * half, real=True)
-    x, y = where.coordinates()
-    x, y = np.broadcast_arrays(x[:, None, :], y[:, :, None])
-    weighted = a[:, None] if noise.kernel_terms is None else a[:, None] * _terms_first(noise.kernel_terms, x, y)
-    reference = fft.rfft2(_finite(where.gather(np.asarray(noise.reference, float), half)), (side, side))
-    columns = []
-    for p in range(weighted.shape[1]):
-        lags = fft.irfft2(reference * np.conj(fft.rfft2(weighted[:, p], (side, side))), (side, side))
-        # lags[v] = sum_x a(x) R(x + v - half), so that the kernel's offset is u = half - v: read it backwards.
-        columns.append(lags[:, 2 * half :: -1, 2 * half :: -1][:, free])
-    kernel_part = np.concatenate(columns, axis=1)
-    return np.concatenate([kernel_part, _background_rows(a, x, y, noise, kernel_part.shape[1])], axis=1)
-
-
-def _background_rows(a: FloatArray, x: Any, y: Any, noise: EpochNoise, n_kernel: int) -> FloatArray:
-    if noise.background_terms is not None:
-        return np.einsum("sij,spij->sp", a, _terms_first(noise.background_terms, x, y))
-    if noise.covariance is not None and len(noise.covariance) > n_kernel:
-        return a.sum(axis=(1, 2))[:, None]
-    return np.empty((len(a), 0))
-
-
-def _terms_first(terms: Terms, x: Any, y: Any) -> FloatArray:
-    """Polynomials at the pixels of the stamps, (S, P, m, m)."""
-    return np.moveaxis(np.asarray(terms(x, y), float), -1, 1)
-
-
+def finite(stamps: Any) -> Any:
+    """Replace what is not finite by 0: such a pixel is masked and its weight 0, but 0 * nan would spoil the star."""
+    xp = backend_of(stamps).xp
+    return xp.where(xp.isfinite(stamps), stamps, 0.0)

@@ -8,23 +8,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gpudia.backend import Backend, to_device
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 
-__all__ = ["FloatArray", "Footprint", "ForcedFluxes", "Stamps", "footprint"]
+__all__ = ["FloatArray", "ForcedFluxes", "Stamps", "StampsOn", "source_flags"]
 
 FloatArray = NDArray[np.float64]
 
 
 class ForcedFluxes(NamedTuple):
-    """Fluxes of S stars on one difference image, at positions given beforehand.
+    """Fluxes of S stars at positions given beforehand, on one difference image or on each of B.
 
     Attributes
     ----------
-    flux, error : (S,), float64
+    flux, error : (S,) or (B, S), float64
         ADU of the difference image, one sigma; NaN where not measured.
-    flags : (S,), int32
+    flags : (S,) or (B, S), int32
         Bits of `gpudia.flags.SOURCE_FLAGS`.
-    n_masked : (S,), int32
+    n_masked : (S,) or (B, S), int32
         Ignored pixels under the star's weights, those outside the frame included.
     """
 
@@ -80,6 +81,43 @@ class Stamps:
         return Stamps(self.positions[which], self.size)
 
 
+class StampsOn:
+    """Stamps on frames of one shape, of a backend: a gather of pixels for all of them.
+
+    Parameters
+    ----------
+    stamps : Stamps
+    shape : (H, W)
+        Of the frames.
+    backend : Backend
+        Where the frames are.
+    """
+
+    def __init__(self, stamps: Stamps, shape: tuple[int, int], backend: Backend) -> None:
+        self.stamps, self.shape, self.backend = stamps, shape, backend
+        self._places: dict[int, tuple[Any, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.stamps)
+
+    def _place(self, margin: int) -> tuple[Any, Any]:
+        """Numbers of the pixels in the flat frame, and which lie in it (None: all)."""
+        if margin not in self._places:
+            x, y = self.stamps.coordinates(margin)
+            height, width = self.shape
+            flat = np.clip(y, 0, height - 1)[:, :, None] * width + np.clip(x, 0, width - 1)[:, None, :]
+            inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+            self._places[margin] = (to_device(flat, self.backend),
+                                    None if inside.all() else to_device(inside, self.backend))
+        return self._places[margin]
+
+    def gather(self, frame: Any, margin: int = 0, outside: Any = 0) -> Any:
+        """Cut the stamps, grown by `margin`, out of a frame (H, W): (S, M, M), with `outside` beyond its edges."""
+        flat, inside = self._place(margin)
+        cut = frame.reshape(-1)[flat]
+        return cut if inside is None else self.backend.xp.where(inside, cut, outside).astype(cut.dtype)
+
+
 #: Bits of pixels that raise a bit of their own in the star's flags. All that is ignored, but for what lies beyond an
 #: edge (or too near to one for the kernel), also counts as "masked_pixels".
 _SOURCE_BIT = (
@@ -87,62 +125,14 @@ _SOURCE_BIT = (
     (PIXEL_FLAGS.reference, SOURCE_FLAGS.reference_masked),
     (PIXEL_FLAGS.border, SOURCE_FLAGS.outside),
     (PIXEL_FLAGS.clipped, SOURCE_FLAGS.clipped_pixels),
-    (~(PIXEL_FLAGS.border | PIXEL_FLAGS.clipped), SOURCE_FLAGS.masked_pixels),
+    (255 & ~(PIXEL_FLAGS.border | PIXEL_FLAGS.clipped), SOURCE_FLAGS.masked_pixels),
 )
 
 
-class Footprint(NamedTuple):
-    """What lies under each star: pixels to ignore, how many, their share of the weight, the star's flags."""
-
-    ignore: NDArray[np.bool_]
-    n_masked: NDArray[np.int32]
-    fraction: FloatArray
-    flags: NDArray[np.int32]
-
-
-def footprint(difference: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any] | None, stamps: Stamps,
-              shape: FloatArray, faint: float = 0.0) -> Footprint:
-    """Find the pixels to ignore under the stars.
-
-    Parameters
-    ----------
-    difference, variance : (H, W)
-        A pixel whose difference is not finite or whose variance is not finite and positive is ignored.
-    mask : (H, W) bool or bits of `gpudia.flags.PIXEL_FLAGS`, or None
-        True or any bit but "clipped" = ignore.
-    stamps : Stamps
-        Where the stars lie, of side m.
-    shape : (S, m, m)
-        What each pixel counts, 0 or more: only pixels above 0 are looked at.
-    faint : float
-        Pixels that count less than this share of the star's largest raise no flag (they are ignored all the same).
-    """
-    bits = _mask_bits(mask, stamps, difference.shape)
-    counts = shape > 0
-    ignore = counts & ((bits & ~PIXEL_FLAGS.clipped) != 0)
-    bad = counts & ~ignore & ~_measured(stamps.gather(difference), stamps.gather(variance))
-    bits = np.where(bad, bits | PIXEL_FLAGS.no_data, bits)
-    ignore |= bad
-    matters = counts & (shape >= faint * shape.max(axis=(1, 2), keepdims=True))
-    lost = np.where(ignore, shape, 0.0).sum(axis=(1, 2)) / shape.sum(axis=(1, 2))
-    return Footprint(ignore, ignore.sum(axis=(1, 2)).astype(np.int32), lost, _source_flags(bits, matters))
-
-
-def _measured(difference: NDArray[Any], variance: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.isfinite(difference) & np.isfinite(variance) & (variance > 0)
-
-
-def _source_flags(bits: NDArray[np.int32], matters: NDArray[np.bool_]) -> NDArray[np.int32]:
-    seen = np.bitwise_or.reduce(np.where(matters, bits, 0).reshape(len(bits), -1), axis=1)
-    flags = np.zeros(len(bits), np.int32)
+def source_flags(xp: Any, bits: Any) -> Any:
+    """Flags (S,) int32 of stars from the pixel bits (S, m, m) uint8 that matter."""
+    flags = xp.zeros(len(bits), dtype=xp.int32)
     for pixel_bits, source_bit in _SOURCE_BIT:
-        flags |= np.where(seen & pixel_bits, source_bit, 0).astype(np.int32)
+        seen = ((bits & pixel_bits) != 0).any(axis=(1, 2))
+        flags = flags | xp.where(seen, source_bit, 0).astype(xp.int32)
     return flags
-
-
-def _mask_bits(mask: NDArray[Any] | None, stamps: Stamps, shape: tuple[int, ...]) -> NDArray[np.int32]:
-    """Pixel bits on the stamps; beyond the frame's edges the bit "border"."""
-    bits = np.broadcast_to(np.int32(0), shape) if mask is None else mask.astype(np.int32)
-    if mask is not None and mask.dtype.kind == "b":
-        bits = bits * np.int32(PIXEL_FLAGS.bad)
-    return stamps.gather(bits, outside=PIXEL_FLAGS.border)

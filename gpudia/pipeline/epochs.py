@@ -15,11 +15,11 @@ from gpudia.model import DifferenceStack
 from gpudia.model.planes import grow
 from gpudia.pipeline.candidates import Detections, detect_epoch
 from gpudia.pipeline.looks import Look, frame_errors
-from gpudia.pipeline.measure import EpochFluxes, Measures, measure_epoch
+from gpudia.pipeline.measure import EpochFluxes, Measures
 from gpudia.pipeline.reference import RunReference
 from gpudia.pipeline.stages import stage
 
-__all__ = ["KEEP", "EpochOutcome", "Product", "finish"]
+__all__ = ["KEEP", "EpochOutcome", "Product", "finish", "flagged"]
 
 #: What is kept of every image until it is downloaded.
 KEEP = ("covariance", "image_variance")
@@ -61,18 +61,31 @@ class Product:
     more: dict[str, np.ndarray]
 
 
-def finish(look: Look, stack: DifferenceStack, i: int, bits: np.ndarray, ratio: Any, reference: RunReference,
-           measures: Measures) -> tuple[EpochOutcome, Product | None]:
-    """Measure one epoch of a solved batch; one without a solution, or without light of the reference, fails alone."""
+def flagged(look: Look, stack: DifferenceStack, i: int, bits: np.ndarray, reference: RunReference) -> np.ndarray:
+    """Pixel flags (H, W) of one image of a solved batch (host side), with the cosmic rays that its difference shows.
+
+    Raises
+    ------
+    FrameError
+        If the image has no solution, or no significant light of the reference in it.
+    """
+    with frame_errors(look.path), stage("photometry"):
+        stack.require_solution(i)
+        bits = bits | stack.flags[i]
+        if reference.config.find_defects and not reference.is_made_of(look):
+            bits = bits | _cosmic_rays(stack, i, bits, look.fwhm)
+        return bits
+
+
+def finish(look: Look, stack: DifferenceStack, i: int, bits: np.ndarray, fluxes: EpochFluxes | None, ratio: Any,
+           reference: RunReference, measures: Measures) -> tuple[EpochOutcome, Product | None]:
+    """Note the numbers of one epoch of a solved batch (host side), and search it; without fluxes it fails alone."""
     try:
         with frame_errors(look.path), stage("photometry"):
-            stack.require_solution(i)
+            if fluxes is None:
+                raise FrameError(f"photometric scale must be positive at every star, got {stack.scale[i]:.3g} at the "
+                                 "centre")
             _note_flags(look, int(stack.status[i]), reference)
-            bits = bits | stack.flags[i]
-            if reference.config.find_defects and not reference.is_made_of(look):
-                bits = bits | _cosmic_rays(stack, i, bits, look.fwhm)
-            share = reference.weights.get(look.name, 0.0) / float(stack.scale[i])
-            fluxes = measure_epoch(measures, stack, i, bits, ratio, share)
             _note_numbers(look, stack, i, bits, reference)
             found, more = None, {}
             if reference.config.detect is not None:

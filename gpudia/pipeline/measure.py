@@ -1,18 +1,20 @@
-"""Forced photometry of one epoch: apertures and PSF fluxes of the reference's stars and of the target, host side."""
+"""Forced photometry of the epochs of a run: apertures and PSF fluxes of the reference's stars and of the target."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpudia.errors import FrameError
+from gpudia.backend import backend_of, to_device, to_host
 from gpudia.images import sky_and_noise
-from gpudia.model import DifferenceStack, evaluate_terms
+from gpudia.model import DifferenceStack, ReferencePlan, covariance_correction, evaluate_terms
 from gpudia.photometry import (
     CombinedFluxes,
     EpochNoise,
@@ -21,17 +23,18 @@ from gpudia.photometry import (
     choose_aperture_radius,
     combine,
     empirical_psf,
-    epoch_psf,
+    forced_photometry,
     measure_apertures,
     psf_photometry,
 )
 from gpudia.pipeline.reference import RunReference
 
-__all__ = ["RECOMMENDED", "EpochFluxes", "Measures", "measure_epoch", "prepare_measures"]
+__all__ = ["RECOMMENDED", "EpochFluxes", "Measures", "measure_batch", "prepare_measures"]
 
 log = logging.getLogger("gpudia.pipeline")
 
 Float = NDArray[np.float64]
+Bits = NDArray[np.uint8]
 #: The measure that fills the columns without a suffix. Aperture sums scatter as their errors say (see README); PSF
 #: fluxes, which stand beside them, are up to a fifth less noisy but feel every error of the PSF model at bright stars.
 RECOMMENDED = "ap"
@@ -44,11 +47,12 @@ class Measures:
     """What the photometry of all epochs shares.
 
     Positions (S, 2) are those of the reference's stars in the cutout, with the target (if any) as the last row. Fluxes
-    of the reference are total fluxes, ADU, by method.
+    of the reference are total fluxes, ADU, by method. `stamp_size` is the side of the stars' stamps.
     """
 
     positions: Float
     radius: float
+    stamp_size: int
     psf: Psf
     flux: dict[str, Float]
     flux_error: dict[str, Float]
@@ -90,59 +94,85 @@ def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radiu
                                max_masked_fraction=_MASKED)
     fitted = psf_photometry(image, cutout.variance, cutout.mask, positions, psf.stamp)
     return Measures(
-        positions, radius, psf, {"ap": inside.flux, "psf": fitted.flux},
+        positions, radius, _stamp_size(known, radius), psf, {"ap": inside.flux, "psf": fitted.flux},
         {"ap": inside.error, "psf": fitted.error}, {"ap": inside.flags, "psf": fitted.flags},
         np.where(cutout.mask != 0, np.nan, cutout.data).astype(float), cutout.variance.astype(float), cutout.shape,
         background_degree)
 
 
-def measure_epoch(measures: Measures, stack: DifferenceStack, i: int, bits: NDArray[np.uint8],
-                  noise_ratio: Float | None, share: float = 0.0) -> EpochFluxes:
-    """Measure all positions on image `i` of a stack (host side).
+def _stamp_size(fwhms: list[float], radius: float) -> int:
+    """Side of the stamps: two FWHM of the worst seeing on each side of a star, but not of a frame out of focus."""
+    widest = min(max(fwhms), 1.5 * float(np.median(fwhms)))
+    return 2 * math.ceil(max(2 * widest, radius)) + 1
+
+
+def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStack, bits: Mapping[int, Bits],
+                  noise_ratio: Any, shares: Mapping[int, float]) -> dict[int, EpochFluxes]:
+    """Measure all positions on the images of a stack, on its backend.
 
     Parameters
     ----------
     measures : Measures
+    plan : ReferencePlan
+        That made the stack.
     stack : DifferenceStack
         With covariance and image variance kept.
-    bits : (H, W) uint8
-        Pixel flags of the frame, joined with those of the stack.
-    noise_ratio : (H, W) or None
-        Variance of sums over that of single pixels, for a resampled frame.
-    share : float
-        What the frame adds to a stacked reference, as a factor of its pixels.
+    bits : dict of (H, W) uint8
+        Pixel flags of the images to be measured, host side, by their number in the stack.
+    noise_ratio : (B, H, W) or None
+        Variance of sums over that of single pixels, for resampled frames.
+    shares : dict of float
+        What an image adds to a stacked reference, as a factor of its pixels; 0 where there is none.
 
-    Raises
-    ------
-    FrameError
-        If the photometric scale is not positive everywhere.
+    Returns
+    -------
+    dict of EpochFluxes
+        By the number in the stack; those whose photometric scale is not positive everywhere are left out.
     """
-    positions = measures.positions
-    kernels = stack.kernel_at(i, *positions.T)
-    scale = kernels.sum(axis=(1, 2))
-    if not (scale > 0).all():
-        raise FrameError(f"photometric scale must be positive at every star, got {scale.min():.3g}")
-    image_variance = stack.image_variance[i].astype(float)
-    if noise_ratio is not None:
-        image_variance = image_variance * noise_ratio
-    one = stack.coefficients.shape[1] == 1
-    noise = EpochNoise(
-        image_variance, kernels[0] if one else kernels, measures.reference_variance, measures.reference,
-        stack.covariance[i], stack.support,
-        stack.terms_at, partial(evaluate_terms, measures.background_degree, shape=measures.shape), share)
-    difference, variance, flags = stack.difference[i], stack.variance[i], bits | stack.flags[i]
-    psf = epoch_psf(measures.psf.stamp, kernels[0] if one else kernels)
-    error = float(stack.scale_error_image[i])
+    scales = {i: stack.scale_at(i, *measures.positions.T) for i in bits}
+    scales = {i: scale for i, scale in scales.items() if (scale > 0).all()}
+    if not scales:
+        return {}
+    noises = {i: _noise(measures, plan, stack, i, noise_ratio, shares.get(i, 0.0)) for i in scales}
+    forced = _forced(measures, stack, bits, noises)
+    # what a frame adds to the reference is in a total flux twice, as F_ref and as -F_ref: not less noise
+    members = {i: replace(noise, shared=0.0) for i, noise in noises.items() if noise.shared}
+    alone = _forced(measures, stack, bits, members)
+    return {i: _epoch(measures, forced[i], alone.get(i), scale, float(to_host(stack.scale_error_image[i])))
+            for i, scale in scales.items()}
 
-    def measured(with_noise: EpochNoise) -> dict[str, ForcedFluxes]:
-        return {"ap": measure_apertures(difference, variance, flags, positions, measures.radius, with_noise, psf=psf,
-                                        max_masked_fraction=_MASKED),
-                "psf": psf_photometry(difference, variance, flags, positions, psf, with_noise)}
 
-    forced = measured(noise)
+def _noise(measures: Measures, plan: ReferencePlan, stack: DifferenceStack, i: int, noise_ratio: Any,
+           share: float) -> EpochNoise:
+    """What the noise of one image is made of, on its backend."""
+    own = stack.image_variance[i] if noise_ratio is None else stack.image_variance[i] * noise_ratio[i]
+    constant = stack.coefficients.shape[1] == 1
+    correction = partial(covariance_correction, plan, stack, i) if stack.covariance_kind == "shared" else None
+    return EpochNoise(
+        own, stack.coefficients[i, 0] if constant else stack.coefficients[i],
+        to_device(measures.reference_variance, plan.backend), to_device(measures.reference, plan.backend),
+        stack.covariance[i], stack.support, None if constant else stack.terms_at,
+        partial(evaluate_terms, measures.background_degree, shape=measures.shape), share, plan.fit_pixels, correction)
+
+
+def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits],
+            noises: Mapping[int, EpochNoise]) -> dict[int, dict[str, ForcedFluxes]]:
+    """Fluxes on some images of a stack by number and measure."""
+    if not noises:
+        return {}
+    which = list(noises)
+    flags = to_device(np.stack([bits[i] for i in which]), backend_of(stack.difference))
+    found = forced_photometry(stack.difference[which], stack.variance[which], flags, measures.positions,
+                              measures.psf.stamp, list(noises.values()), radius=measures.radius,
+                              stamp_size=measures.stamp_size, max_masked_fraction=_MASKED)
+    return {i: {name: ForcedFluxes(*(column[row] for column in fluxes)) for name, fluxes in found.items()}
+            for row, i in enumerate(which)}
+
+
+def _epoch(measures: Measures, forced: dict[str, ForcedFluxes], alone: dict[str, ForcedFluxes] | None, scale: Float,
+           error: float) -> EpochFluxes:
     fluxes = {name: combine(one.flux, one.error, measures.flux[name], scale, error) for name, one in forced.items()}
-    if share:  # what the frame adds to the reference is in a total flux twice, as F_ref and as -F_ref: not less noise
-        alone = measured(replace(noise, shared=0.0))
+    if alone is not None:
         fluxes = {name: both._replace(flux_err=combine(alone[name].flux, alone[name].error, measures.flux[name], scale,
                                                        error).flux_err) for name, both in fluxes.items()}
     found = {name: one.flags | measures.flags[name] for name, one in forced.items()}

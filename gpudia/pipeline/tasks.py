@@ -23,11 +23,11 @@ from gpudia.config import RunConfig
 from gpudia.errors import FrameError
 from gpudia.model import DifferenceStack
 from gpudia.pipeline.codec import decode, encode
-from gpudia.pipeline.epochs import KEEP, EpochOutcome, Product, finish
+from gpudia.pipeline.epochs import KEEP, EpochOutcome, Product, finish, flagged
 from gpudia.pipeline.looks import FrameStore, Look, Seen, frame_errors, register_looks, take_look
-from gpudia.pipeline.measure import Measures
+from gpudia.pipeline.measure import EpochFluxes, Measures, measure_batch
 from gpudia.pipeline.outputs import write_difference
-from gpudia.pipeline.prepare import Prepared, PreparedBatch, place_batch, prepare
+from gpudia.pipeline.prepare import Prepared, place_batch, prepare
 from gpudia.pipeline.reference import RunReference
 from gpudia.pipeline.stages import stage, take_times
 from gpudia.pipeline.storage import writing
@@ -203,14 +203,25 @@ def _read(batch: Sequence[Look], setup: Setup) -> tuple[_Ready, list[EpochOutcom
     return ready, failed, take_times()
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """A solved batch, host side: differences, flags and fluxes by number, those that failed as outcomes."""
+
+    stack: DifferenceStack
+    noise_ratio: Any
+    bits: dict[int, Any]
+    fluxes: dict[int, EpochFluxes]
+    failed: dict[int, EpochOutcome]
+
+
 def _solved(ready: _Ready, setup: Setup) -> tuple[list[EpochOutcome], list[Product]]:
-    """Upload, solve, download and measure; a batch that does not get through is tried in halves."""
+    """Upload, solve, measure and download; a batch that does not get through is tried in halves."""
     if not ready:
         return [], []
     start = time.perf_counter()
     try:
         with frame_errors(ready[0][0].path):
-            placed, stack, ratio = _solve([prepared for _, prepared in ready], setup.reference)
+            batch = _solve(ready, setup)
     except FrameError as error:
         if len(ready) == 1:
             return [EpochOutcome.of(ready[0][0].failed(error))], []
@@ -220,24 +231,41 @@ def _solved(ready: _Ready, setup: Setup) -> tuple[list[EpochOutcome], list[Produ
         return first[0] + second[0], first[1] + second[1]
     shared = (time.perf_counter() - start) / len(ready)
     outcomes, products = [], []
-    for i, (look, prepared) in enumerate(ready):
+    for i, (look, _) in enumerate(ready):
         start = time.perf_counter()
-        look.flags |= prepared.flags
-        outcome, product = finish(look, stack, i, placed.bits[i], None if ratio is None else ratio[i],
-                                  setup.reference, setup.measures)
+        outcome, product = batch.failed.get(i), None
+        if outcome is None:
+            ratio = None if batch.noise_ratio is None else batch.noise_ratio[i]
+            outcome, product = finish(look, batch.stack, i, batch.bits[i], batch.fluxes.get(i), ratio, setup.reference,
+                                      setup.measures)
         outcomes.append(replace(outcome, seconds=look.seconds + shared + time.perf_counter() - start))
         products += [] if product is None else [product]
     return outcomes, products
 
 
-def _solve(ready: Sequence[Prepared], reference: RunReference) -> tuple[PreparedBatch, DifferenceStack, Any]:
+def _solve(ready: _Ready, setup: Setup) -> _Batch:
+    """Solve and measure on the device; what is left to do is done on the host."""
+    reference = setup.reference
     plan = reference.plan
     with stage("transfer"):
-        placed = place_batch(ready, reference.region.shape, plan.backend)
+        placed = place_batch([prepared for _, prepared in ready], reference.region.shape, plan.backend)
     with stage("solve"):
         stack = plan.subtract(placed.data, placed.error, placed.mask, keep=KEEP)
     with stage("transfer"):
-        return placed, stack.to_host(), None if placed.noise_ratio is None else to_host(placed.noise_ratio)
+        own = stack.image_variance if reference.config.detect is not None else None
+        host = replace(stack, covariance=None, image_variance=own).to_host()
+        ratio = None if placed.noise_ratio is None or own is None else to_host(placed.noise_ratio)
+    bits, failed, shares = {}, {}, {}
+    for i, (look, prepared) in enumerate(ready):
+        look.flags |= prepared.flags
+        try:
+            bits[i] = flagged(look, host, i, placed.bits[i], reference)
+            shares[i] = reference.weights.get(look.name, 0.0) / float(host.scale[i])
+        except FrameError as error:
+            failed[i] = EpochOutcome.of(look.failed(error))
+    with stage("photometry"):
+        fluxes = measure_batch(setup.measures, plan, stack, bits, placed.noise_ratio, shares)
+    return _Batch(host, ratio, bits, fluxes, failed)
 
 
 def _write(products: Sequence[Product], setup: Setup) -> dict[str, float]:

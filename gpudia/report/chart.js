@@ -51,7 +51,7 @@ function padded(low, high, share) {
 
 function ticks(low, high, wanted) {
   const rough = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= 0.75 * rough);
   const list = [], digits = Math.max(0, Math.min(10, -Math.floor(Math.log10(step) + 1e-9)));
   for (let i = Math.ceil(low / step); i * step <= high; i++) list.push([i * step, (i * step).toFixed(digits).replace(/^-/, "\u2212")]);
   return list;

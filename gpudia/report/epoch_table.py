@@ -163,7 +163,7 @@ def _reason_item(status: str, reason: str, some: list[Epoch]) -> str:
     )
 
 
-def _shortened(files: list[str], limit: int = 12) -> str:
+def _shortened(files: list[str], limit: int = 5) -> str:
     more = f" and {len(files) - limit} more" if len(files) > limit else ""
     return ", ".join(files[:limit]) + more
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from gpudia.flags import FRAME_FLAGS
 from gpudia.report.data import Curve, Epoch, FloatArray
 from gpudia.report.scatter import Scatter, running_median
 from gpudia.report.stamps import CLIP_SIGMA, Picture, Stamp, kernel_picture
@@ -191,15 +192,19 @@ def conditions_figure(epochs: list[Epoch], theme: Theme = LIGHT) -> Figure:
         return _empty("no image has a time", theme)
     x, label = time_axis(mjd)
     ok = np.array([e.status == "ok" for e in epochs])
+    itself = np.array([e.flags & FRAME_FLAGS.is_reference > 0 for e in epochs])
     panels = (("fwhm", "FWHM (px)"), ("sky", "sky (ADU)"), ("scale", "photometric scale"), ("chi2", "chi² per pixel"))
-    size = 4 if len(epochs) < 200 else 2
+    size = 4 if len(epochs) < 200 else 2 if len(epochs) < 3000 else 1
+    cross = 6 if size > 1 else 3
     figure = _figure(5.4, 7.2, theme)
     for axes, (column, ylabel) in zip(figure.subplots(4, 1, sharex=True), panels, strict=True):
         values = np.array([e[column] for e in epochs])
+        if column == "chi2":  # 0 of the reference against itself would flatten the others
+            values[itself] = np.nan
         errors = np.array([e["scale_err"] for e in epochs]) if column == "scale" else np.zeros(len(epochs))
         _style(axes, theme, label if column == "chi2" else "", ylabel)
         axes.errorbar(x[ok], values[ok], np.nan_to_num(errors[ok]), fmt="o", ms=size, color=theme.first, elinewidth=1)
-        axes.plot(x[~ok], values[~ok], "x", ms=6, color=theme.second)
+        axes.plot(x[~ok], values[~ok], "x", ms=cross, color=theme.second, zorder=3)
         lost = x[~ok & np.isfinite(x)]
         if len(lost) <= _MOST_LINES:
             axes.vlines(lost, 0, 1, transform=axes.get_xaxis_transform(), color=theme.second, lw=0.8, ls=":")

@@ -116,7 +116,7 @@ def _stamps(content: Content) -> str:
     note = (
         f'<p class="note">Around {centre}, left to right: reference, image, difference in units of its error.{chosen} '
         f'<span class="key">\N{MINUS SIGN}{CLIP_SIGMA:.0f} σ <i></i> +{CLIP_SIGMA:.0f} σ</span> '
-        '<span class="key"><i class="masked"></i> masked</span> x to the right, y upwards.</p>'
+        '<span class="key"><i class="masked"></i> masked</span>; x to the right, y upwards.</p>'
     )
     return f'{note}<div class="gallery">{"".join(_stamp(s) for s in stamps)}</div>'
 
@@ -133,7 +133,8 @@ def _stamp(stamp: Stamp) -> str:
     alt = escape(f"Reference, image and difference of {epoch.name}")
     marks = "".join(f'<i class="mark" style="left:{100 * x:.2f}%;top:{100 * y:.2f}%"></i>' for x, y in stamp.marks)
     file = f' · <a href="difference/{quote(epoch.difference.name)}">FITS</a>' if epoch.difference else ""
-    chi2 = f" · chi² {epoch['chi2']:.3g}" if np.isfinite(epoch["chi2"]) else ""
+    known = np.isfinite(epoch["chi2"]) and not epoch.flags & FRAME_FLAGS.is_reference  # itself minus itself
+    chi2 = f" · chi²\N{NO-BREAK SPACE}{epoch['chi2']:.3g}" if known else ""
     return (
         f'<figure id="stamp-{epoch.index}"><div class="strip"><img loading="lazy" decoding="async" width="{width}" '
         f'height="{height}" alt="{alt}" src="{png_uri(encode_png(stamp.strip))}">{marks}</div><figcaption>'
@@ -282,7 +283,7 @@ def _time(content: Content) -> str:
     rows = "".join(
         f'<dt>{escape(name)}</dt><dd class="bar"><i style="width:{70 * seconds / stages[most]:.1f}%"></i> '
         f"{seconds:.3g} s ({100 * seconds / total:.0f} %)</dd>"
-        for name, seconds in stages.items()
+        for name, seconds in sorted(stages.items(), key=lambda stage: -stage[1])
     )
     n = len(content.run.epochs)
     whole = f" The run took {wall:.4g} s, {wall / n:.3g} s an image." if np.isfinite(wall) and n else ""

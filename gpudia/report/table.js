@@ -48,7 +48,9 @@ const CELLS = {
     const text = column.texts[column.values[i]], target = `${column.link}-${column.by_text ? text : i}`;
     const linked = column.link && document.getElementById(target);
     const file = column.files ? (column.folder + column.files[i]) : text;
-    return node("td", { class: column.files ? "name" : "", title: file }, linked ? node("a", { href: `#${target}` }, text) : text);
+    column.width ??= column.texts.reduce((most, t) => Math.min(30, Math.max(most, t.length)), 4);   // longer names wrap
+    const style = `min-width: min(calc(${column.width + 1}ch + 20px), 36vw)`;
+    return node("td", { class: "name", style, title: file }, linked ? node("a", { href: `#${target}` }, text) : text);
   },
 };
 

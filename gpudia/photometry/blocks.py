@@ -1,0 +1,220 @@
+"""Some stars on one image: pixel weights, fluxes, and what the stars' own part in the fit of the model does to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpudia.backend import Backend, to_device
+from gpudia.errors import InputError
+from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
+from gpudia.photometry.apertures import aperture_weights, stamp_side
+from gpudia.photometry.linear import EpochNoise, LinearVariance, NoiseUnder, finite
+from gpudia.photometry.psf import check_psf, shift_spectra, shifted_psf
+from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, StampsOn, source_flags
+
+__all__ = ["Block", "Epoch", "Stars"]
+
+#: A masked pixel raises a flag where the PSF has this share of its peak or more (squared, as it counts in the flux).
+_FAINT = 0.01**2
+
+
+class Epoch(NamedTuple):
+    """Planes (H, W) of one image, its flags (None: no pixel has any), and what its noise is made of."""
+
+    difference: Any
+    variance: Any
+    flags: Any
+    noise: EpochNoise
+
+
+@dataclass
+class Stars:
+    """Where the stars are and what their light looks like; host side.
+
+    `psf` is the epoch's or, if `convolved`, the reference's, which each epoch's kernel is to be convolved with.
+    """
+
+    positions: FloatArray
+    shape: tuple[int, int]
+    backend: Backend
+    dtype: str
+    psf: Any = None
+    convolved: bool = False
+    radius: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.psf is not None:
+            self.psf = check_psf(self.psf)
+            if self.psf.ndim == 3 and len(self.psf) != len(self.positions):
+                raise InputError(f"psf must be one for all stars or one for each of {len(self.positions)}, "
+                                 f"got {len(self.psf)}")
+
+    def whole_size(self, noise: EpochNoise) -> int:
+        """Side of a stamp that holds PSF and kernel, and the aperture."""
+        return max(int(self.psf.shape[-1]) + noise.kernel_size - 1, stamp_side(self.radius))
+
+    def __getitem__(self, which: Any) -> Stars:
+        psf = self.psf if self.psf is None or self.psf.ndim == 2 else self.psf[which]
+        return Stars(self.positions[which], self.shape, self.backend, self.dtype, psf, self.convolved, self.radius)
+
+
+class Weighted(NamedTuple):
+    """A linear measure of some stars: pixel weights (S, m, m), what each pixel counts, and from where on it flags."""
+
+    weights: Any
+    counts: Any
+    matters: Any
+
+
+class Under(NamedTuple):
+    """Pixels under some stars on one image, (S, m, m): values (0 where ignored), inverse variance, good ones, bits."""
+
+    values: Any
+    inverse: Any
+    good: Any
+    bits: Any
+
+
+class Block:
+    """Some stars, made ready for any number of images."""
+
+    def __init__(self, stars: Stars, size: int, side: int, noise: EpochNoise) -> None:
+        self.stars, self.size, self.side, self.backend = stars, size, side, stars.backend
+        self.xp, self.dtype = stars.backend.xp, np.dtype(stars.dtype)
+        stamps = Stamps(stars.positions, size)
+        self.placed = StampsOn(stamps, stars.shape, self.backend)
+        self.under = NoiseUnder(self.placed, noise, side, self.dtype)
+        self.circle = self._spectra = self._fixed = None
+        if stars.radius:
+            self.circle = to_device(aperture_weights(stars.positions, stars.radius, size)[0], self.backend, self.dtype)
+        if stars.convolved:
+            self._spectra = to_device(shift_spectra(stars.psf, stamps.offsets, size, side, self.dtype), self.backend)
+        elif stars.psf is not None:
+            self._fixed = to_device(_to_size(shifted_psf(stars.psf, stamps.offsets), size), self.backend, self.dtype)
+
+    def measure(self, epoch: Epoch, limits: dict[str, float],
+                exact: bool = False) -> tuple[dict[str, ForcedFluxes], Any]:
+        """Fluxes (S,) of each measure on one image, and the leverage of its stars."""
+        noise = epoch.noise
+        spectra, light = None, self._fixed
+        usable = self.xp.ones(len(self.placed), dtype=bool)
+        if noise.kernel is not None:
+            spectra, scale = self.under.kernel_spectra(noise.kernel)
+            usable = usable & (scale > 0)
+            if self._spectra is not None:
+                light = self._convolved(spectra, self.xp.where(scale > 0, scale, 1.0))
+        pixels = self._pixels(epoch)
+        own = finite(self.placed.gather(noise.image_variance).astype(self.dtype))
+        measures = {name: self._psf(light, pixels) if name == "psf" else self._aperture(light, pixels)
+                    for name in limits}
+        parts = {name: self.under.variance(one.weights, own, noise, spectra) for name, one in measures.items()}
+        if exact and noise.correction is not None and noise.covariance is not None:
+            correction = noise.correction(parts["psf"].rows)
+            parts = {name: _corrected(part, *correction) for name, part in parts.items()}
+        lever = _Leverage(self, epoch, pixels, measures, parts)
+        found = {name: self._flux(one, pixels, lever, name, usable, limits[name]) for name, one in measures.items()}
+        return found, lever.of_psf
+
+    def _convolved(self, kernel_spectra: Any, scale: Any) -> Any:
+        """The epoch's PSF at each star on its stamp."""
+        product = self._spectra * (kernel_spectra / scale[:, None, None].astype(self.dtype))
+        return self.backend.irfft2(product, (self.side, self.side))[:, :self.size, :self.size]
+
+    def _pixels(self, epoch: Epoch) -> Under:
+        xp, gather = self.xp, self.placed.gather
+        values, variance = gather(epoch.difference).astype(self.dtype), gather(epoch.variance).astype(self.dtype)
+        frame = xp.zeros(epoch.difference.shape, dtype=xp.uint8) if epoch.flags is None else epoch.flags
+        bits = gather(frame, outside=PIXEL_FLAGS.border)
+        measured = xp.isfinite(values) & xp.isfinite(variance) & (variance > 0)
+        ignored = (bits & (255 - PIXEL_FLAGS.clipped)) != 0
+        bits = xp.where(ignored | measured, bits, bits | PIXEL_FLAGS.no_data).astype(xp.uint8)
+        good = measured & ~ignored
+        return Under(xp.where(good, values, 0.0), xp.where(good, 1.0 / xp.where(good, variance, 1.0), 0.0), good, bits)
+
+    def _psf(self, light: Any, pixels: Under) -> Weighted:
+        """Weights W phi / phi^T W phi; 0 for a star that is masked altogether."""
+        xp = self.xp
+        weighted = pixels.inverse * light
+        norm = (weighted * light).sum(axis=(1, 2))
+        counts = light * light
+        return Weighted(weighted / xp.where(norm > 0, norm, 1.0)[:, None, None], counts,
+                        (counts > 0) & (counts >= _FAINT * counts.max(axis=(1, 2), keepdims=True)))
+
+    def _aperture(self, light: Any, pixels: Under) -> Weighted:
+        """Weights c, or c / c^T phi with a PSF."""
+        xp, circle = self.xp, self.circle
+        inside = circle > 0
+        weights = xp.where(pixels.good, circle, 0.0)
+        if light is None:
+            return Weighted(weights, circle, inside)
+        lit = (weights * light).sum(axis=(1, 2))
+        return Weighted(weights / xp.where(lit > 0, lit, xp.inf)[:, None, None],
+                        xp.where(inside, xp.maximum(circle * light, 1e-12), 0.0), inside)
+
+    def _flux(self, one: Weighted, pixels: Under, lever: _Leverage, name: str, usable: Any,
+              limit: float) -> ForcedFluxes:
+        xp = self.xp
+        lost = xp.where(pixels.good, 0.0, one.counts).sum(axis=(1, 2)) / one.counts.sum(axis=(1, 2))
+        flags = source_flags(xp, xp.where(one.matters, pixels.bits, 0))
+        ok = usable & (lost <= limit) & ((flags & SOURCE_FLAGS.outside) == 0)
+        flux = (one.weights * pixels.values).sum(axis=(1, 2)).astype(xp.float64)
+        flux, variance = lever.put_right(name, flux)
+        n_masked = ((one.counts > 0) & ~pixels.good).sum(axis=(1, 2)).astype(xp.int32)
+        ok = ok & (variance > 0)
+        error = xp.sqrt(xp.where(ok, variance, 1.0))
+        return ForcedFluxes(xp.where(ok, flux, xp.nan), xp.where(ok, error, xp.nan), flags, n_masked)
+
+
+def _corrected(part: LinearVariance, directions: Any, matrix: Any) -> LinearVariance:
+    """Parts of the variance with the covariance C + X S X^T."""
+    found = part.directions + (part.rows @ directions.T) @ matrix @ directions
+    return part._replace(fit=(part.rows * found).sum(axis=1), directions=found)
+
+
+class _Leverage:
+    """How much of a star's light and noise the fit of the model took up, and what that makes of its fluxes."""
+
+    def __init__(self, block: Block, epoch: Epoch, pixels: Under, measures: dict[str, Weighted],
+                 parts: dict[str, LinearVariance]) -> None:
+        self.xp, self.parts = block.xp, parts
+        self.of_psf = self.xp.zeros(len(block.placed))
+        self._share = None
+        noise = epoch.noise
+        if noise.fitted is None or noise.covariance is None or "psf" not in measures:
+            return
+        psf = parts["psf"]
+        fitted = block.placed.gather(noise.fitted) & (pixels.bits == 0)
+        variance = self.xp.where(pixels.good, 1.0 / self.xp.where(pixels.good, pixels.inverse, 1.0), 0.0)
+        self._white, self._share = {}, {}
+        for name, one in measures.items():
+            squares = one.weights * one.weights * variance
+            self._white[name] = squares.sum(axis=(1, 2)).astype(self.xp.float64)
+            part = self.xp.where(fitted, squares, 0.0).sum(axis=(1, 2))
+            self._share[name] = part / self.xp.where(self._white[name] > 0, self._white[name], 1.0)
+        inverse = 1.0 / self.xp.where(self._white["psf"] > 0, self._white["psf"], self.xp.inf)  # phi^T W phi
+        self._levers = {name: self._share["psf"] * inverse * (part.rows * psf.directions).sum(axis=1)
+                        for name, part in parts.items()}
+        self.of_psf = self._levers["psf"]
+
+    def put_right(self, name: str, flux: Any) -> tuple[Any, Any]:
+        """Flux without the star's pull on its own model, and its variance."""
+        part = self.parts[name]
+        noise = part.noise.astype(self.xp.float64)
+        if self._share is None:
+            return flux, noise + part.fit
+        excess = noise / self.xp.where(self._white[name] > 0, self._white[name], 1.0)
+        left = 1.0 - self._levers[name]
+        left = self.xp.where(left > 0.02, left, self.xp.nan)  # a star that decides on the kernel alone has no flux
+        fit = excess * (1.0 - 2.0 * self._share[name]) * part.fit
+        return flux / left, (noise + fit) / left**2
+
+
+def _to_size(stamps: FloatArray, size: int) -> FloatArray:
+    """Stamps (S, m, m) cut, or padded with zeros, to the side `size`."""
+    pad = (size - stamps.shape[-1]) // 2
+    if pad >= 0:
+        return np.pad(stamps, [(0, 0), (pad, pad), (pad, pad)])
+    return stamps[:, -pad:pad, -pad:pad]

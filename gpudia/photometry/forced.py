@@ -1,0 +1,277 @@
+"""Forced photometry: PSF fluxes and aperture sums at given positions on stacks of difference images.
+
+Stars are worked on in blocks; what the stars of a block have in common for all epochs (their places, the PSF moved to
+them, the reference under them) is made once. All of it runs on the backend of the planes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpudia.backend import Backend, backend_of, to_host
+from gpudia.errors import InputError
+from gpudia.flags import PIXEL_FLAGS
+from gpudia.photometry.apertures import stamp_side
+from gpudia.photometry.blocks import Block, Epoch, Stars
+from gpudia.photometry.inputs import as_positions, check_fraction, check_plane, check_radius
+from gpudia.photometry.linear import EpochNoise, transform_side
+from gpudia.photometry.stamps import FloatArray, ForcedFluxes
+
+__all__ = ["forced_photometry", "measure_apertures", "psf_photometry"]
+
+#: Stars of which so much is kept at a time: positions, PSFs and the reference under them, some 25 kB a star.
+_STARS_AT_ONCE = 8192
+#: Leverage from which on stars are measured on stamps that hold the whole PSF, as the wings pull, too, and with the
+#: fit's own normal matrix where the covariance is an estimate. Few stars have more.
+_HIGH_LEVERAGE = 0.05
+
+
+def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any, psf: Any,
+                      noises: Sequence[EpochNoise], *, radius: float, stamp_size: int | None = None,
+                      max_masked_fraction: float = 0.2) -> dict[str, ForcedFluxes]:
+    r"""Measure PSF fluxes and aperture sums of all stars on all images of a stack.
+
+    PSF fluxes and sums are f = a^T D with
+
+    .. math:: a_{psf} = W \phi / \phi^T W \phi, \qquad a_{ap} = c / c^T \phi
+
+    with the inverse variance W, the epoch's PSF :math:`\phi` at the star (the reference's, convolved with the kernel
+    there, of sum 1) and the share c of each pixel that lies in the circle; W and c are 0 where pixels are masked, so
+    that both are total fluxes. Their variance is V_0 + g^T C g (see `LinearVariance`).
+
+    Where `EpochNoise.fitted` says which pixels took part in the fit, the star's pull on its own model is put right. The
+    fit takes a share :math:`h = u \, g^T C \, U^T W \phi` of a change of the star's flux for one of the kernel, with
+    the share u of the star's weight that is on fitted pixels; and its noise follows that of these pixels. So
+
+    .. math:: f = a^T D / (1 - h), \qquad Var(f) = (V_0 + \rho (1 - 2 u) \, g^T C g) / (1 - h)^2
+
+    with :math:`\rho = V_0 / a^T W^{-1} a`: as far as sums are noisier than `variance` says, the coefficients are, too.
+
+    Parameters
+    ----------
+    difference, variance : (B, H, W)
+        Difference images, ADU, and their variance, ADU^2 (image and reference together); arrays of one backend. float32
+        planes are worked on in float32 (relative errors of 1e-6), others in float64.
+    flags : (B, H, W) uint8
+        Bits of `gpudia.flags.PIXEL_FLAGS`; any but "clipped" = ignore. So are pixels without a finite difference and a
+        positive variance.
+    positions : (S, 2)
+        Stars (x, y), 0-based pixel centres; host side.
+    psf : (m, m) or (S, m, m)
+        PSF of the reference, for all stars or at each of them: odd-sized, centred, of sum 1; host side.
+    noises : sequence of B EpochNoise
+        With kernels, on the backend of the planes. Reference, its variance, support and polynomials are to be the same
+        in all of them.
+    radius : float
+        Of the apertures, pixels.
+    stamp_size : int, optional
+        Odd side of the stamps on which all is done, pixels, at least what the aperture needs. Two FWHM on each side of
+        the star hold all but 1e-3 of the information. By default as much as PSF and kernel together.
+    max_masked_fraction : float
+        Share of the star's weight (sum of phi^2; light in the aperture) that may be masked; above it the flux is NaN.
+
+    Returns
+    -------
+    dict
+        ``{"psf": ForcedFluxes, "ap": ForcedFluxes}`` of (B, S), on the host. NaN, with the flag ``outside``, where an
+        edge cuts the star; NaN too where the photometric scale is not positive at the star.
+
+    Raises
+    ------
+    InputError
+        Shapes, backends or numbers of stars and epochs do not agree; `radius` or `stamp_size` do not fit.
+    """
+    backend = backend_of(difference, variance, flags)
+    if difference.ndim != 3 or tuple(variance.shape) != tuple(difference.shape) or flags.shape != difference.shape:
+        raise InputError(f"difference, variance and flags must have one shape (B, H, W), got "
+                         f"{tuple(difference.shape)}, {tuple(variance.shape)} and {tuple(flags.shape)}")
+    if len(noises) != len(difference) or any(noise.kernel is None for noise in noises):
+        raise InputError(f"noises must be one for each of {len(difference)} images, each with a kernel, "
+                         f"got {len(noises)}")
+    shape = (int(difference.shape[1]), int(difference.shape[2]))
+    stars = Stars(as_positions(positions), shape, backend, "f4" if difference.dtype == backend.xp.float32 else "f8",
+                  psf=psf, convolved=True, radius=check_radius(radius, shape))
+    if len(noises) == 0:
+        empty = ForcedFluxes(*(np.empty((0, len(stars.positions)), kind) for kind in ("f8", "f8", "i4", "i4")))
+        return {"psf": empty, "ap": empty}
+    planes = [Epoch(difference[i], variance[i], flags[i], noise) for i, noise in enumerate(noises)]
+    size = stars.whole_size(noises[0]) if stamp_size is None else _checked_size(stamp_size, stars.radius)
+    return _measured(stars, planes, {"psf": max_masked_fraction, "ap": max_masked_fraction}, size)
+
+
+def psf_photometry(difference: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any] | None, positions: Any,
+                   psf: Any, noise: EpochNoise | None = None, *, max_masked_fraction: float = 0.2) -> ForcedFluxes:
+    r"""Measure PSF fluxes on one difference image at fixed positions (forced photometry).
+
+    .. math:: f = \sum w \phi D / \sum w \phi^2, \qquad w = 1 / variance
+
+    with phi the PSF at the star's place within the pixel. Masked pixels have w = 0, which leaves the flux unbiased.
+    The error is that of `linear_flux_variance` with a = w phi / sum(w phi^2).
+
+    Parameters
+    ----------
+    difference, variance : (H, W)
+        Difference image, ADU, and its variance, ADU^2 (image and reference together): the weights. Take the variance
+        of a model: one made from the noisy pixels themselves biases the flux.
+    mask : (H, W) bool or bits of `gpudia.flags.PIXEL_FLAGS`, optional
+        True or any bit but "clipped" = ignore. Pixels without a finite difference and a positive variance are
+        ignored as well.
+    positions : (S, 2)
+        Stars (x, y), 0-based pixel centres.
+    psf : (m, m) or (S, m, m)
+        PSF of the epoch, for all stars or at each of them: odd-sized, centred, of sum 1 (see `epoch_psf`).
+    noise : EpochNoise, optional
+        What the error is made of. Without it the pixels count as uncorrelated, with `variance`.
+    max_masked_fraction : float
+        Share of the star's weight, sum of phi^2, that may be masked; above it the flux is NaN.
+
+    Returns
+    -------
+    ForcedFluxes
+        ``masked_pixels`` and the like are raised by pixels where the PSF has 1 % of its peak or more.
+
+    Raises
+    ------
+    InputError
+        Shapes do not agree, or `max_masked_fraction` is not in 0 to 1 (1 excluded).
+    """
+    epoch, shape = _host_epoch(difference, variance, mask, noise)
+    stars = Stars(as_positions(positions), shape, _host(), "f8", psf=psf)
+    return _first(_measured(stars, [epoch], {"psf": max_masked_fraction}, int(stars.psf.shape[-1]))["psf"])
+
+
+def measure_apertures(difference: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any] | None, positions: Any,
+                      radius: float, noise: EpochNoise | None = None, *, psf: Any | None = None,
+                      max_masked_fraction: float = 0.0) -> ForcedFluxes:
+    """Sum one difference image in a circular aperture at each position.
+
+    The weights are the fractions of the pixels that lie in the circle (exact overlap, by photutils), the error is that
+    of `linear_flux_variance`. Without `psf` nothing is corrected for: divide by `aperture_correction` for total fluxes.
+
+    Parameters
+    ----------
+    difference, variance : (H, W)
+        Difference image, ADU, and its variance, ADU^2 (image and reference together).
+    mask : (H, W) bool or bits of `gpudia.flags.PIXEL_FLAGS`, optional
+        True or any bit but "clipped" = ignore. Pixels without a finite difference and a positive variance are
+        ignored as well.
+    positions : (S, 2)
+        Stars (x, y), 0-based pixel centres.
+    radius : float
+        Pixels.
+    noise : EpochNoise, optional
+        What the error is made of. Without it the pixels count as uncorrelated, with `variance`.
+    psf : (m, m) or (S, m, m), optional
+        PSF of the epoch (see `gpudia.photometry.epoch_psf`): the sums are divided by the share of the light that falls
+        on the unmasked pixels of the aperture, which makes them total fluxes.
+    max_masked_fraction : float
+        Share of the aperture (of the light in it, with `psf`) that may be masked. Without `psf` that light is left out,
+        not made up for. By default a flux with any masked pixel is NaN: a part of an aperture is no flux.
+
+    Returns
+    -------
+    ForcedFluxes
+
+    Raises
+    ------
+    InputError
+        Shapes do not agree, the radius is not positive or larger than the frame, or `max_masked_fraction` is not in
+        0 to 1 (1 excluded).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> frame = np.ones((40, 50))
+    >>> result = measure_apertures(frame, frame, None, [(20.0, 15.3)], 5.0)
+    >>> round(float(result.flux[0]), 6), int(result.flags[0])
+    (78.539816, 0)
+    """
+    epoch, shape = _host_epoch(difference, variance, mask, noise)
+    radius = check_radius(radius, shape)
+    stars = Stars(as_positions(positions), shape, _host(), "f8", psf=psf, radius=radius)
+    return _first(_measured(stars, [epoch], {"ap": max_masked_fraction}, stamp_side(radius))["ap"])
+
+
+def _host() -> Backend:
+    """Return the backend of host arrays."""
+    return backend_of(np.empty(0))
+
+
+def _host_epoch(difference: Any, variance: Any, mask: Any, noise: EpochNoise | None) -> tuple[Epoch, tuple[int, int]]:
+    """One image of host arrays, checked."""
+    difference = check_plane("difference", difference)
+    variance = check_plane("variance", variance, difference.shape)
+    if noise is not None:
+        check_plane("noise.image_variance", noise.image_variance, difference.shape)
+    bits = None
+    if mask is not None:
+        mask = check_plane("mask", mask, difference.shape)
+        bits = (mask * PIXEL_FLAGS.bad if mask.dtype.kind == "b" else mask).astype(np.uint8)
+    epoch = Epoch(difference.astype(float), variance.astype(float), bits, noise or EpochNoise(variance))
+    return epoch, (int(difference.shape[0]), int(difference.shape[1]))
+
+
+def _checked_size(size: int, radius: float) -> int:
+    if size % 2 == 0 or size < stamp_side(radius):
+        raise InputError(f"stamp_size must be odd and at least {stamp_side(radius)} for a radius of {radius:g} px, "
+                         f"got {size}")
+    return size
+
+
+def _first(fluxes: ForcedFluxes) -> ForcedFluxes:
+    return ForcedFluxes(*(column[0] for column in fluxes))
+
+
+def _measured(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], size: int) -> dict[str, ForcedFluxes]:
+    """Measure all stars on all images; `limits` names the measures, with the share that may be masked."""
+    for limit in limits.values():
+        check_fraction(limit)
+    xp, backend, n = stars.backend.xp, stars.backend, len(stars.positions)
+    found = {name: ForcedFluxes(*(xp.zeros((len(epochs), n), dtype=kind)
+                                  for kind in (xp.float64, xp.float64, xp.int32, xp.int32))) for name in limits}
+    leverage = xp.zeros((len(epochs), n))
+    side = transform_side(size, epochs[0].noise.kernel_size, int(stars.psf.shape[-1]) if stars.convolved else 0)
+    step = max(1, backend.least_pixels // side**2, backend.at_once(200 * side**2))
+
+    def measure(task: tuple[tuple[slice, Block], int]) -> None:
+        (which, block), i = task
+        parts, levers = block.measure(epochs[i], limits)
+        for name, part in parts.items():
+            for column, values in zip(found[name], part, strict=True):
+                column[i, which] = values
+        leverage[i, which] = levers
+
+    for start in range(0, n, _STARS_AT_ONCE):
+        some = range(start, min(start + _STARS_AT_ONCE, n), step)
+        slices = [slice(first, min(first + step, some.stop)) for first in some]
+        blocks = backend.run_all(lambda which: (which, Block(stars[which], size, side, epochs[0].noise)), slices)
+        backend.run_all(measure, list(product(blocks, range(len(epochs)))))
+    result = {name: ForcedFluxes(*map(to_host, columns)) for name, columns in found.items()}
+    return _with_exact_leverage(result, to_host(leverage), partial(_again, stars, epochs, limits))
+
+
+def _with_exact_leverage(result: dict[str, ForcedFluxes], leverage: FloatArray,
+                         again: Callable[[int, Any], dict[str, ForcedFluxes]]) -> dict[str, ForcedFluxes]:
+    """Measure stars of high leverage once more."""
+    for i, levers in enumerate(leverage):
+        which = np.flatnonzero(levers > _HIGH_LEVERAGE)
+        if not which.size:
+            continue
+        for name, part in again(i, which).items():
+            for column, values in zip(result[name], part, strict=True):
+                column[i, which] = to_host(values)
+    return result
+
+
+def _again(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], i: int,
+           which: NDArray[np.int64]) -> dict[str, ForcedFluxes]:
+    """Fluxes of some stars of image `i`, on stamps that hold all of their light, with exact leverage."""
+    size = stars.whole_size(epochs[i].noise)
+    side = transform_side(size, epochs[i].noise.kernel_size, int(stars.psf.shape[-1]))
+    return Block(stars[which], size, side, epochs[i].noise).measure(epochs[i], limits, exact=True)[0]
