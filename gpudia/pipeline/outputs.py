@@ -16,12 +16,13 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 from astropy.timeseries import TimeSeries
+from astropy.wcs import WCS
 
 from gpudia import __version__
 from gpudia.backend import active_backend, to_host
 from gpudia.config import RunConfig
 from gpudia.flags import FRAME_FLAGS
-from gpudia.images import write_hdus, write_table
+from gpudia.images import write_hdus, write_images, write_table
 from gpudia.messages import printable
 from gpudia.model import DifferenceStack
 from gpudia.photometry import LightCurves, ZeroPoint, constant_star_epsilon, table_hdu, target_table, variability
@@ -33,7 +34,7 @@ from gpudia.pipeline.sifting import known_barycentric, series_table
 from gpudia.pipeline.variables import add_variability, variables_table
 from gpudia.report import write_report
 
-__all__ = ["RunResult", "difference_hdus", "provenance", "write_difference", "write_results"]
+__all__ = ["RunResult", "provenance", "write_difference", "write_results", "write_stack_image"]
 
 log = logging.getLogger("gpudia.pipeline")
 
@@ -120,26 +121,23 @@ def write_difference(path: Path, look: Look, stack: DifferenceStack, i: int, bit
         "SCALEERR": (float(stack.scale_error[i]), "1 sigma of SCALE"),
         "CHI2": (float(stack.chi2[i]), "chi^2 per degree of freedom of the fit"),
         "FLAGS": (look.flags, "bits of gpudia.flags.FRAME_FLAGS"), "MJD": (look.mjd, "[d] mid-exposure, UTC")})
-    wcs = None if reference.cutout.wcs is None else reference.cutout.wcs.to_header(relax=True)
-    write_hdus(difference_hdus(stack, i, bits, cards, wcs, more), path)
+    write_stack_image(path, stack, i, bits, cards, reference.cutout.wcs, more)
 
 
-def difference_hdus(stack: DifferenceStack, i: int, bits: np.ndarray, cards: fits.Header,
-                    wcs: fits.Header | None, more: Mapping[str, np.ndarray] | None = None) -> fits.HDUList:
+def write_stack_image(path: Path, stack: DifferenceStack, i: int, bits: np.ndarray, cards: fits.Header,
+                      wcs: WCS | None, more: Mapping[str, np.ndarray] | None = None) -> None:
     """DIFF, MODEL, ERR, MASK, `more`, KERNEL (at the centre), BKG (coefficients), KERNELS (every polynomial term)."""
     with np.errstate(invalid="ignore"):
         error = np.sqrt(stack.variance[i])
     planes = {"DIFF": stack.difference[i], "MODEL": stack.model[i], "ERR": error, "MASK": bits, **(more or {})}
-    hdus = fits.HDUList([fits.PrimaryHDU(header=cards)])
-    for name, plane in planes.items():
-        hdus.append(fits.ImageHDU(np.asarray(plane, np.uint8 if name == "MASK" else np.float32), header=wcs, name=name))
-    hdus.append(fits.ImageHDU(stack.kernel[i], name="KERNEL"))
-    background = fits.ImageHDU(stack.background[i], name="BKG")
-    background.header["COMMENT"] = "Coefficients of 1, x, y, x^2, xy, y^2, ... with x, y from -1 to 1 over the frame."
-    hdus.append(background)
+    images = {name: np.asarray(plane, np.uint8 if name == "MASK" else np.float32) for name, plane in planes.items()}
+    images |= {"KERNEL": stack.kernel[i], "BKG": stack.background[i]}
     if stack.coefficients.shape[1] > 1:
-        hdus.append(fits.ImageHDU(stack.coefficients[i], name="KERNELS"))
-    return hdus
+        images["KERNELS"] = stack.coefficients[i]
+    headers = {} if wcs is None else dict.fromkeys(planes, wcs.to_header(relax=True))
+    headers["BKG"] = fits.Header()
+    headers["BKG"]["COMMENT"] = "Coefficients of 1, x, y, x^2, xy, y^2, ... with x, y from -1 to 1 over the frame."
+    write_images(path, cards, images, headers)
 
 
 def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence[Look], reference: RunReference,
