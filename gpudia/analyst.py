@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -335,8 +336,8 @@ class DIAPhotometryAnalyst:
         return output
 
     def _output(self, path: Any, overwrite: bool) -> Path:
-        output = Path(path or self.image_path.with_name(f"{name_of(self.image_path)}_dia.fits")).expanduser()
-        if output.resolve() in (self.image_path.resolve(), self.reference_path.resolve()):
+        output = Path(os.path.expanduser(path or self.image_path.with_name(f"{name_of(self.image_path)}_dia.fits")))
+        if os.path.realpath(output) in map(os.path.realpath, (self.image_path, self.reference_path)):
             raise ConfigError(f"path must not be that of an input file, got {output}")
         if output.exists() and not overwrite:
             raise ConfigError(f"path must be a new file (or say overwrite), got {output}")
@@ -355,7 +356,7 @@ class DIAPhotometryAnalyst:
 
 
 def _file(path: Any, name: str) -> Path:
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     return path / name if path.is_dir() else path
 
 
@@ -372,7 +373,7 @@ def _config(path: Path, cutout_region: Sequence[Any], kernel_size: int) -> RunCo
 
 
 def _log_file(folder: Any, name: str) -> Path:
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

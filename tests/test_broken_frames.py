@@ -17,6 +17,7 @@ from conftest import held
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gpudia.cli import main
 from gpudia.errors import DataWarning, FrameError
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import read_frame
@@ -151,6 +152,28 @@ def test_two_files_of_one_stem_are_two_products(series, tmp_path):
     assert code == 0, said
     names = [path.name.lower() for path in (tmp_path / "out" / "difference").iterdir()]
     assert len(names) == len(set(names)) == SETTINGS.n_epochs + 4
+
+
+@pytest.mark.parametrize("command", [
+    "run LOOP --output out", "run GOOD --output LOOP", "run GOOD --output LOOP/x",
+    "run GOOD --output out --reference LOOP", "run GOOD --output out --reference ~no-such-user/x",
+    "run GOOD OTHER --output out --positions LOOP", "run GOOD --output out --dask tcp://127.0.0.1:LOOP",
+    "run GOOD OTHER --output out --photometric-catalog ~no-such-user/x", "run --config LOOP",
+    "inject GOOD --output LOOP", "demo --output LOOP",
+    "subtract LOOP GOOD --output d.fits", "subtract GOOD OTHER --output d.fits --mask LOOP",
+    "subtract GOOD OTHER --output d.fits --error ~no-such-user/x", "subtract GOOD GOOD --output GOOD",
+    "compare LOOP LOOP", "compare LOOP out", "lightcurve LOOP", "lightcurve LOOP --target",
+])
+def test_paths_that_lead_nowhere_are_one_line(series, tmp_path, monkeypatch, capsys, command):
+    """A link to itself, the home of a user that there is not."""
+    monkeypatch.chdir(tmp_path)
+    Path("LOOP").symlink_to("LOOP")
+    good = sorted(series.glob("*.fits"))[:2]
+    names = {"GOOD": str(good[0]), "OTHER": str(good[1])}
+    assert main([names.get(word, word) for word in command.split()]) in (1, 2)
+    said = capsys.readouterr().err.splitlines()
+    assert re.match("gpudia: error: .*(LOOP|no-such-user|output must be another file)", said[-1])
+    assert Path("LOOP").is_symlink()
 
 
 def read_quietly(path):

@@ -135,6 +135,42 @@ def test_light_curve_draws_zooms_and_reads_out_a_point(output, tmp_path):
     assert result["magnitudes"]
 
 
+def test_light_curve_under_a_pointer(output, tmp_path):
+    """Hover, tap, wheel, drag, double click; on a phone's width."""
+    result = ask(output / "report.html", r"""
+  const svg = document.querySelector(".chart svg"), tip = document.querySelector(".tip");
+  const box = svg.getBoundingClientRect();
+  svg.setPointerCapture = () => {};                        // made-up pointers cannot be captured
+  const dot = () => svg.querySelector(".dot").getAttribute("d");
+  const place = () => dot().match(/M([-\d.]+) ([-\d.]+)/).slice(1).map(Number), [x, y] = place();
+  const at = (dx = 0, dy = 0) => ({ clientX: box.left + x + dx, clientY: box.top + y + dy, pointerId: 1 });
+  const send = (kind, where) => svg.dispatchEvent(new PointerEvent(kind, where));
+  result.before = tip.hidden;
+  send("pointermove", at(3, 3));
+  result.hover = [tip.hidden, tip.querySelector("b").textContent, tip.textContent.includes("ADU")];
+  result.inside = tip.offsetLeft >= 0 && tip.offsetLeft + tip.offsetWidth <= svg.clientWidth;
+  send("pointerleave", at());
+  result.left = tip.hidden;
+  send("pointerdown", at()); send("pointerup", at());
+  result.tapped = document.querySelector(".readout b").textContent;
+  const first = dot();
+  svg.dispatchEvent(new WheelEvent("wheel", { deltaY: -1, ctrlKey: true, ...at() }));
+  result.wheel = [dot() !== first, ...place().map((v, k) => Math.abs(v - [x, y][k]) < 1)];   // it stays where it was
+  svg.dispatchEvent(new MouseEvent("dblclick"));
+  result.reset = dot() === first;
+  send("pointerdown", at()); send("pointermove", at(30, 0)); send("pointerup", at(30, 0));
+  result.moved = Math.round(place()[0] - x);
+""", tmp_path, width=390)
+    assert result["before"] is True
+    assert result["hover"] == [False, "frame_000", True]
+    assert result["inside"] is True
+    assert result["left"] is True
+    assert result["tapped"] == "frame_000"
+    assert result["wheel"] == [True] * 3
+    assert result["reset"] is True
+    assert result["moved"] == 30
+
+
 def test_a_long_series_has_a_hundred_rows_in_the_document_at_a_time(tmp_path):
     folder = make_run(tmp_path / "out", n_epochs=2000, n_stars=4, shape=(24, 24), images=3)
     result = ask(write_report(folder), """

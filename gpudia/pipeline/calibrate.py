@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,7 @@ def photometric_catalog(config: RunConfig) -> Table | None:
     """
     if config.photometric_catalog in ("auto", "none"):
         return None
-    path = Path(config.photometric_catalog).expanduser()
+    path = Path(os.path.expanduser(config.photometric_catalog))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # units that astropy does not know

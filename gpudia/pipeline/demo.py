@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from gpudia.config import RunConfig
@@ -32,7 +33,7 @@ def run_demo(output: str | Path = "gpudia-demo", progress: bool = False) -> RunR
     ConfigError
         If the folder holds something already or cannot be made.
     """
-    folder = Path(output).expanduser()
+    folder = Path(os.path.expanduser(output))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"output must be a new or empty folder, got {folder}")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -188,7 +189,7 @@ def _same_model(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def _prepare(config: RunConfig) -> Path:
-    output = Path(config.output).expanduser()
+    output = Path(os.path.expanduser(config.output))
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output must be a folder, got the file {output}")
     if output.exists() and any(output.iterdir()) and not config.overwrite:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -111,7 +112,7 @@ def run(config: RunConfig, progress: bool = False, callback: Callable[[Progress]
     A frame that cannot be used is a row with a reason in ``epochs.ecsv``; the others go on.
     """
     paths = expand_frames(config.frames)
-    output = Path(config.output).expanduser()
+    output = Path(os.path.expanduser(config.output))
     with locked(output), use_backend(config.backend) as backend, threadpool_limits(1, "blas"):
         prepare_output(config, paths)
         with (log_to(output / "gpudia.log"), listening() as stop, closing(RunState(output / STATE)) as state,

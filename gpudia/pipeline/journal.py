@@ -41,7 +41,7 @@ def prepare_output(config: RunConfig, frames: Sequence[Path]) -> Path:
         If it cannot be made or written to, holds results or an unfinished run and neither `overwrite` nor `resume` is
         set, or holds an input that would have to go.
     """
-    output = Path(config.output).expanduser()
+    output = Path(os.path.expanduser(config.output))
     make_folder(output)
     found = _found(output)
     if config.resume:
@@ -56,7 +56,7 @@ def prepare_output(config: RunConfig, frames: Sequence[Path]) -> Path:
                           "say overwrite (--overwrite) to replace the results")
     inputs = {os.path.realpath(path) for path in frames}  # unlike Path.resolve it bears links in a loop
     if config.reference != "auto":
-        inputs.add(os.path.realpath(Path(config.reference).expanduser()))
+        inputs.add(os.path.realpath(os.path.expanduser(config.reference)))
     clash = [path for path in found if os.path.realpath(path) in inputs]
     if clash:
         raise ConfigError(f"frames must not be results that overwrite would remove, got {clash[0]}")

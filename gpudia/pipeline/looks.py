@@ -384,7 +384,7 @@ def _sharp_enough(looks: Sequence[Look]) -> list[Look]:
 
 
 def _named_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore) -> Look:
-    path = Path(config.reference).expanduser()
+    path = Path(os.path.expanduser(config.reference))
     for look in looks:
         if os.path.realpath(look.path) == os.path.realpath(path):
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def read_positions(path: str | Path, wcs: Any) -> tuple[NDArray | None, NDArray,
         reference has no WCS.
     """
     try:
-        table = Table.read(path)
+        table = Table.read(os.path.expanduser(path))
     except Exception as error:  # astropy's readers raise whatever they come across
         raise ConfigError(f"positions must be a table that astropy can read, got {path}: {error}") from error
     for name in table.colnames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,16 +121,17 @@ def subtract_files(reference: str | Path, image: str | Path, output: str | Path,
     FrameError
         If a file cannot be used or the image cannot be aligned or solved.
     """
-    reference, image, output = (Path(p).expanduser() for p in (reference, image, output))
+    reference, image, output = (Path(os.path.expanduser(p)) for p in (reference, image, output))
+    mask, error = (None if p is None else Path(os.path.expanduser(p)) for p in (mask, error))
     for path in (reference, image, mask, error):
-        if path is not None and output.resolve() == Path(path).expanduser().resolve():
+        if path is not None and os.path.realpath(output) == os.path.realpath(path):
             raise ConfigError(f"output must be another file than the inputs, got {output}")
     if output.exists() and not overwrite:
         raise ConfigError(f"output must be a new file (or say overwrite), got {output}")
     config = RunConfig(frames=(str(image),), output=str(output), kernel_size=kernel_size, align=align, gain=gain,
                        correct_bias=correct_bias, spatial_degree=spatial_degree, background_degree=background_degree,
                        saturation=saturation)
-    store = _Overrides(config, image, None if mask is None else Path(mask), None if error is None else Path(error))
+    store = _Overrides(config, image, mask, error)
     looks = [_look(path, store, config) for path in (reference, image)]
     first = provisional(config)
     check_all(looks[1:], looks[0], first)

@@ -88,7 +88,7 @@ def compare_runs(first: Path, second: Path, page: Path | None = None, overwrite:
     first, second = Path(first), Path(second)
     if page is not None and page.exists() and not overwrite:
         raise ConfigError(f"output must be a new file (or say --overwrite), got {page}")
-    if first.resolve() == second.resolve():
+    if os.path.realpath(first) == os.path.realpath(second):
         raise ConfigError(f"runs must be two, got {first} twice")
     pair = _read(first, second)
     lines = [f"{label}: {_line(run, scatter)}" for label, run, scatter in
@@ -103,7 +103,7 @@ def _read(first: Path, second: Path) -> _Pair:
     runs = read_run(first), read_run(second)
     ratio, tie = _tie(first, second)
     scatter = star_scatter(runs[0]), star_scatter(runs[1])
-    labels = _labels(first.resolve(), second.resolve())
+    labels = _labels(Path(os.path.realpath(first)), Path(os.path.realpath(second)))
     return _Pair(runs, labels, ratio, tie, scatter, _match(runs, scatter))
 
 
