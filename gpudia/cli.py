@@ -1,4 +1,4 @@
-"""The command line: ``gpudia demo | run | inject | subtract | lightcurve | info``.
+"""The command line: ``gpudia demo | run | inject | subtract | lightcurve | compare | info``.
 
 Results go to stdout, messages to stderr. Exit codes: 0 ok, 1 nothing could be done, 2 wrong usage, 3 finished but some
 images failed, 130 interrupted.

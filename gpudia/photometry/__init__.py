@@ -2,13 +2,15 @@
 
 from gpudia.photometry.apertures import aperture_correction, aperture_weights, choose_aperture_radius
 from gpudia.photometry.calibration import ZeroPoint, fit_zero_point
+from gpudia.photometry.crowded import CrowdedFluxes, crowded_photometry
 from gpudia.photometry.detection import DETECTION_COLUMNS, KnownStars, associate, detect_peaks
-from gpudia.photometry.empirical import Psf, empirical_psf, moffat_psf
+from gpudia.photometry.empirical import empirical_psf
 from gpudia.photometry.exports import export_all, export_star
 from gpudia.photometry.forced import forced_photometry, measure_apertures, psf_photometry
 from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_hdu
 from gpudia.photometry.linear import EpochNoise, linear_flux_variance
 from gpudia.photometry.psf import epoch_psf
+from gpudia.photometry.psf_model import Psf, moffat_psf
 from gpudia.photometry.scale import ConstantStarScale, constant_star_epsilon
 from gpudia.photometry.series import (
     CombinedFluxes,
@@ -28,6 +30,7 @@ __all__ = [
     "UNUSABLE",
     "CombinedFluxes",
     "ConstantStarScale",
+    "CrowdedFluxes",
     "EpochNoise",
     "ForcedFluxes",
     "KnownStars",
@@ -45,6 +48,7 @@ __all__ = [
     "choose_aperture_radius",
     "combine",
     "constant_star_epsilon",
+    "crowded_photometry",
     "describe_magnitudes",
     "detect_peaks",
     "empirical_psf",

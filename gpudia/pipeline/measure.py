@@ -22,10 +22,9 @@ from gpudia.photometry import (
     Psf,
     choose_aperture_radius,
     combine,
+    crowded_photometry,
     empirical_psf,
     forced_photometry,
-    measure_apertures,
-    psf_photometry,
 )
 from gpudia.pipeline.reference import RunReference
 
@@ -47,7 +46,8 @@ class Measures:
     """What the photometry of all epochs shares.
 
     Positions (S, 2) are those of the reference's stars in the cutout, with the target (if any) as the last row. Fluxes
-    of the reference are total fluxes, ADU, by method. `stamp_size` is the side of the stars' stamps.
+    of the reference are total fluxes without the neighbours' light, ADU, by method. `stamp_size` is the side of the
+    stars' stamps.
     """
 
     positions: Float
@@ -88,11 +88,15 @@ def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radiu
     radius = choose_aperture_radius(known) if aperture_radius == "auto" else float(aperture_radius)
     sky, _ = sky_and_noise(cutout.data, cutout.mask != 0)
     image = cutout.data - sky
-    psf = empirical_psf(image, cutout.variance, cutout.mask, positions, own if math.isfinite(own) else 4.0)
-    log.info("aperture radius %.2f px; PSF of the reference: %s of %d stars", radius, psf.method, psf.n_stars)
-    inside = measure_apertures(image, cutout.variance, cutout.mask, positions, radius, psf=psf.stamp,
-                               max_masked_fraction=_MASKED)
-    fitted = psf_photometry(image, cutout.variance, cutout.mask, positions, psf.stamp)
+    fwhm = own if math.isfinite(own) else 4.0
+    psf = empirical_psf(image, cutout.variance, cutout.mask, positions, fwhm)
+    log.info("aperture radius %.2f px; PSF of the reference: %s of %d stars%s", radius, psf.method, psf.n_stars,
+             ", varying over the region" if psf.varies else "")
+    # Stars that share light are measured together, with those that the list lacks; what lies within half a FWHM of
+    # another is no star of its own.
+    found = crowded_photometry(image, cutout.variance, cutout.mask, positions, psf, radius,
+                               one_place=max(fwhm / 2, 0.5), search=True, max_masked_fraction=_MASKED)
+    inside, fitted = found.aperture, found.psf
     return Measures(
         positions, radius, _stamp_size(known, radius), psf, {"ap": inside.flux, "psf": fitted.flux},
         {"ap": inside.error, "psf": fitted.error}, {"ap": inside.flags, "psf": fitted.flags},

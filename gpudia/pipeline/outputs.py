@@ -148,7 +148,7 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     _check_scales(done, fluxes, measures)
     epochs = epoch_table(looks)
     curves, doubt = calibrated(_light_curves(done, fluxes, reference, measures, epochs), config, reference.look)
-    doubts = _doubts(done, fluxes, reference) + ([doubt] if doubt else [])
+    doubts = _doubts(done, fluxes, reference, measures) + ([doubt] if doubt else [])
     for text in doubts:
         log.warning("%s", text)
     for key, value in (("OBJECT", reference.cutout.header.get("OBJECT", "")), ("BACKEND", backend),
@@ -175,9 +175,13 @@ def _versions() -> list[tuple[str, str]]:
     return [("PYTHON", platform.python_version()), *packages]
 
 
-def _doubts(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference) -> list[str]:
-    """What speaks against the reference, in words: images sharper than it, a target that varies in a stack."""
+def _doubts(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference,
+            measures: Measures) -> list[str]:
+    """What speaks against the reference: images sharper than it, no PSF of its own, a target that varies in a stack."""
     doubts = []
+    if measures.psf.method == "assumed":
+        doubts.append("no star of the reference was fit to make a PSF of: a profile of its FWHM is assumed, and PSF "
+                      "fluxes and aperture corrections may be wrong by a factor common to all epochs")
     sharper = [look for look in done if look.flags & FRAME_FLAGS.deconvolving and look.name not in reference.weights]
     if 4 * len(sharper) > len(done):
         doubts.append(f"{len(sharper)} of {len(done)} frames are sharper than the reference, whose noise is amplified "
@@ -284,6 +288,7 @@ def _reference_hdus(backend: str, reference: RunReference, measures: Measures,
         "Y0": (reference.region.y0, "[pix] first row in the frame, 0-based"),
         "MJD": (cutout.mjd, "[d] mid-exposure, UTC"), "FWHM": (float(reference.look.quality.fwhm), "[pix]"),
         "APRADIUS": (float(measures.radius), "[pix] aperture"), "PSFKIND": (measures.psf.method, "how PSF was made"),
+        "PSFSTARS": (measures.psf.n_stars, "stars that PSF was made of"),
         "SCALEBIA": (float(to_host(reference.plan.scale_bias)), "expected bias of scales, by its noise"),
         **_member_cards(reference), **curves.zero_point.cards()})
     wcs = None if cutout.wcs is None else cutout.wcs.to_header(relax=True)
@@ -293,4 +298,8 @@ def _reference_hdus(backend: str, reference: RunReference, measures: Measures,
         hdus.append(fits.ImageHDU(plane, header=wcs, name=name))
     hdus.append(table_hdu(curves.sources, "CATALOG"))
     hdus.append(fits.ImageHDU(measures.psf.stamp, name="PSF"))
+    if measures.psf.varies:
+        terms = fits.ImageHDU(measures.psf.terms, name="PSF_TERMS")
+        terms.header["COMMENT"] = "PSF = plane 1 + u * plane 2 + v * plane 3; u, v from -1 to 1 over columns, rows."
+        hdus.append(terms)
     return hdus

@@ -67,9 +67,10 @@ def time_axis(mjd: FloatArray) -> tuple[FloatArray, str]:
 
 
 def plain(text: str, width: int = 28) -> str:
-    """Make text safe for any font: printable ASCII, cut to `width` characters."""
+    """Make text safe for any font: printable ASCII, cut to `width` characters; names of frames differ in their ends."""
     safe = "".join(c if " " <= c <= "~" else "?" for c in text)
-    return safe if len(safe) <= width else safe[: width - 3] + "..."
+    head = (width - 3) // 3
+    return safe if len(safe) <= width else f"{safe[:head]}...{safe[len(safe) - width + 3 + head :]}"
 
 
 def _figure(width: float, height: float, theme: Theme) -> Figure:
@@ -233,16 +234,23 @@ def kernels_figure(stamps: list[Stamp]) -> Figure:
 
 
 def _mosaic(pictures: list[Picture], labels: list[str], columns: int, width: float, title: str) -> Figure:
-    """One panel per picture; pictures may differ in size."""
+    """Pictures in columns of `width` inches, each under its label; they may differ in size.
+
+    One panel in inches holds all of them: laying out one for each takes seconds.
+    """
     columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    height = width * max(p.shape[0] / p.shape[1] for p in pictures) + 0.28
-    figure = _figure(max(columns * width, 4.2), rows * height + 0.4, LIGHT)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, picture, label in zip(grid, pictures, labels, strict=False):
-        axes.imshow(picture, interpolation="nearest")
-        axes.set_title(plain(label, int(width * 14)), fontsize=8, color=LIGHT.ink, parse_math=False)
-    figure.suptitle(title, fontsize=9, color=LIGHT.ink)
+    head, gap = 0.3, 0.06
+    height = (width - gap) * max(p.shape[0] / p.shape[1] for p in pictures) + head
+    whole, tall = max(columns * width, 4.2), -(-len(pictures) // columns) * height + head + gap
+    figure = Figure(figsize=(whole, tall), facecolor=LIGHT.face)
+    axes = figure.add_axes((0, 0, 1, 1))
+    for k, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        x, y = k % columns * width, head + k // columns * height
+        axes.text(x + width / 2, y + 0.65 * head, plain(label, int(width * 14)), ha="center", va="center", fontsize=8,
+                  color=LIGHT.ink, parse_math=False)
+        bottom = y + head + (width - gap) * picture.shape[0] / picture.shape[1]
+        axes.imshow(picture, extent=(x + gap / 2, x + width - gap / 2, bottom, y + head), interpolation="nearest")
+    axes.text(whole / 2, head / 2, title, fontsize=9, color=LIGHT.ink, ha="center", va="center")
+    axes.set(xlim=(0, whole), ylim=(tall, 0))
+    axes.set_axis_off()
     return figure
