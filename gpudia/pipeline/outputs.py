@@ -7,7 +7,8 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from html import escape
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,14 @@ log = logging.getLogger("gpudia.pipeline")
 _NUMBERS = ("shift_x", "shift_y", "registration_rms", "registration_max", "registration_error", "n_matched", "route",
             "registration_kind", "scale", "scale_err", "epsilon", "epsilon_err", "chi2", "noise_gain", "n_masked",
             "n_clipped", "n_pixels", "iterations")
+#: Flags of a frame that speak against its fluxes.
+DOUBTS = ("bad_chi2", "scale_mismatch", "poor_registration", "noise_mismatch", "deconvolving")
 _WHOLE = ("n_matched", "n_masked", "n_clipped", "n_pixels", "iterations")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
-    """What a run made.
+    """What a run made; as text, and in a notebook, its `summary`.
 
     Attributes
     ----------
@@ -64,6 +67,10 @@ class RunResult:
         All stars.
     candidates : Table or None
         What the search of the differences found; None where it was not asked for.
+    times : dict of str to float
+        Seconds by stage, of all threads and processes together; those of an earlier run that was gone on with, too.
+    wall : float
+        Seconds that this run took.
     """
 
     output: Path
@@ -75,6 +82,14 @@ class RunResult:
     target: TimeSeries | None
     lightcurves: LightCurves
     candidates: Table | None = None
+    times: dict[str, float] = field(default_factory=dict)
+    wall: float = math.nan
+
+    def __repr__(self) -> str:
+        return f"RunResult in {self.output}: {self.summary()}"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.summary())}</pre>"
 
     def summary(self) -> str:
         """Return what a person wants to know in ten seconds."""
@@ -85,10 +100,27 @@ class RunResult:
         lines += bad[:10] + ([f"  ... and {len(bad) - 10} more"] if len(bad) > 10 else [])
         unwanted = Counter(row["reason"].split(", got ")[0] for row in self.epochs if row["status"] == "skipped")
         lines += [f"  {count} {reason}" for reason, count in unwanted.most_common()]
+        lines += self._doubtful()
         if self.candidates is not None:
             lines.append(f"{len(self.candidates)} candidates, "
                          f"{int((self.candidates['flags'] == 0).sum())} of them without flags: candidates.ecsv")
+        lines += self._most_of_the_time()
         return "\n".join([*lines, f"report: {self.report}"])
+
+    def _doubtful(self) -> list[str]:
+        """How many of the frames that are ok have which flag that speaks against them."""
+        flags = np.asarray(self.epochs["flags"])[np.asarray(self.epochs["status"]) == "ok"]
+        found = {name: int((flags & getattr(FRAME_FLAGS, name) != 0).sum()) for name in DOUBTS}
+        named = [f"{count} {name}" for name, count in found.items() if count]
+        return [f"  flagged among the ok: {', '.join(named)}"] if named else []
+
+    def _most_of_the_time(self) -> list[str]:
+        """Where the time went, the bottleneck first."""
+        longest = sorted(self.times.items(), key=lambda stage: -stage[1])[:4]
+        if not longest or not math.isfinite(self.wall):
+            return []
+        rest = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in longest[1:])
+        return [f"{self.wall:.3g} s; most of the time went to {longest[0][0]} ({longest[0][1]:.3g} s), then {rest}"]
 
 
 def provenance(backend: str, reference: str, settings: Mapping[str, Any]) -> fits.Header:

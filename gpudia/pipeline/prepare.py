@@ -166,9 +166,8 @@ def place_batch(batch: Sequence[Prepared], shape: tuple[int, int], backend: Back
         data, variance, bits = (to_device(np.stack([getattr(batch[i].cutout, name) for i in plain]), backend)
                                 for name in ("data", "variance", "mask"))
         planes = {i: (data[k], variance[k], bits[k], None) for k, i in enumerate(plain)}
-    mapped = [i for i, p in enumerate(batch) if p.matrix is not None]
     with stage("prepare"):
-        planes |= dict(zip(mapped, backend.run_all(lambda i: _mapped(batch[i], shape, backend), mapped), strict=True))
+        planes |= {i: _mapped(p, shape, backend) for i, p in enumerate(batch) if p.matrix is not None}
     ordered = [planes[i] for i in range(len(batch))]
     data, variance, bits = (xp.stack([p[k].astype(t) for p in ordered])
                             for k, t in ((0, xp.float32), (1, xp.float64), (2, xp.uint8)))
