@@ -89,7 +89,8 @@ def read_frame(path: str | Path, layout: FrameLayout | None = None, region: Regi
         wcs=parts.wcs if region is None else shifted_wcs(parts.wcs, there),
         catalog=parts.catalog, layout=layout, path=path,
     )  # fmt: skip
-    frame = replace(frame, origin=there.origin)
+    if there.origin != frame.origin:
+        frame = replace(frame, origin=there.origin)
     return frame if region in (None, there) else cut(frame, region.shifted(-there.x0, -there.y0))
 
 
@@ -125,7 +126,8 @@ def _read_parts(path: Path, layout: FrameLayout, region: Region | None) -> _Part
         except FrameError:
             raise
         except Exception as exc:  # whatever astropy stumbles on: bench/fuzz.py met fifteen kinds, some of them private
-            raise FrameError(f"file must be readable as FITS, got {type(exc).__name__}: {exc}", path) from exc
+            what = str(exc).split(" If this is really a FITS file")[0]  # advice to programmers
+            raise FrameError(f"file must be readable as FITS, got {type(exc).__name__}: {what}", path) from exc
 
 
 def _unzipped(file: BinaryIO) -> BinaryIO:

@@ -32,6 +32,12 @@ function badges(value, column) {
     ? node("a", { class: "flag", href: `#flag-${name}`, title }, name) : node("span", { class: "flag", title }, name));
 }
 
+/* As wide as the longest text, from `least` to `most` characters, but for a share of the window: the rest wraps. */
+function width(column, least, most, share) {
+  column.width ??= column.texts.reduce((w, text) => Math.min(most, Math.max(w, text.length)), least);
+  return `min-width: min(calc(${column.width + 1}ch + 20px), ${share}vw)`;
+}
+
 const CELLS = {
   number(column, i) {
     const value = column.values[i];
@@ -43,14 +49,12 @@ const CELLS = {
     const text = column.texts[column.values[i]], known = text in SYMBOLS ? text : "failed";
     return node("td", {}, node("span", { class: `status ${known}` }, `${SYMBOLS[known]} ${text || "no status"}`));
   },
-  flags: (column, i) => node("td", { class: "verdict" }, column.texts[column.texts_of[i]], " ", ...badges(column.values[i], column)),
+  flags: (column, i) => node("td", { class: "verdict", style: width(column, 14, 44, 60) }, column.texts[column.texts_of[i]], " ", ...badges(column.values[i], column)),
   name(column, i) {
     const text = column.texts[column.values[i]], target = `${column.link}-${column.by_text ? text : i}`;
     const linked = column.link && document.getElementById(target);
     const file = column.files ? (column.folder + column.files[i]) : text;
-    column.width ??= column.texts.reduce((most, t) => Math.min(30, Math.max(most, t.length)), 4);   // longer names wrap
-    const style = `min-width: min(calc(${column.width + 1}ch + 20px), 36vw)`;
-    return node("td", { class: "name", style, title: file }, linked ? node("a", { href: `#${target}` }, text) : text);
+    return node("td", { class: "name", style: width(column, 4, 30, 36), title: file }, linked ? node("a", { href: `#${target}` }, text) : text);
   },
 };
 
