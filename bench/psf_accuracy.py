@@ -43,8 +43,8 @@ def psf_errors(small: bool) -> dict[str, Any]:
         for depth in (1, 20):
             errors, varying = [], 0
             for seed in SEEDS[:1 if small else None]:
-                frame, image, positions, _ = _field(seed, depth, small, changes)
-                psf = _psf(frame, image, positions)
+                frame, image, positions, fwhm, _ = _field(seed, depth, small, changes)
+                psf = _psf(frame, image, positions, fwhm)
                 varying += psf.varies
                 errors.append(round(100 * float(np.sqrt(np.mean(_errors(psf, frame) ** 2))), 2))
             figures[f"{name}, {depth} exposures"] = {"rms_percent": errors, "found_varying": varying}
@@ -55,8 +55,8 @@ def flux_errors(small: bool) -> dict[str, Any]:
     """Error of fluxes of stars above S/N 50: bias and half the 16 to 84 per cent range, per cent."""
     found: dict[str, list[np.ndarray]] = {}
     for seed in SEEDS[:1 if small else None]:
-        frame, image, positions, truth = _field(seed, 20, small, {})
-        psf, radius = _psf(frame, image, positions), 1.2 * frame.fwhm
+        frame, image, positions, fwhm, truth = _field(seed, 20, small, {})
+        psf, radius = _psf(frame, image, positions, fwhm), 1.2 * frame.fwhm
         at, arguments = psf.at(positions), (image, frame.variance, frame.mask, positions)
         joint = crowded_photometry(*arguments, psf, radius, one_place=frame.fwhm / 2)
         more = crowded_photometry(*arguments, psf, radius, one_place=frame.fwhm / 2, search=True)
@@ -76,8 +76,8 @@ def flux_errors(small: bool) -> dict[str, Any]:
 
 
 def _field(seed: int, depth: float, small: bool,
-           changes: dict[str, Any]) -> tuple[SimulatedFrame, np.ndarray, np.ndarray, np.ndarray]:
-    """A frame, the same without its sky, the stars found on it, and the true flux of the brightest one at each."""
+           changes: dict[str, Any]) -> tuple[SimulatedFrame, np.ndarray, np.ndarray, float, np.ndarray]:
+    """A frame, the same without its sky, the stars found on it, their FWHM, the true flux of the brightest at each."""
     side = 200 if small else SIDE
     series = simulate_field(SimulationSettings(
         **({"shape": (side, side), "n_epochs": 1, "seed": seed, "fwhm_range": (3.5, 3.5), "reference_depth": depth}
@@ -90,11 +90,12 @@ def _field(seed: int, depth: float, small: bool,
     flux = np.asarray(series.truth["flux"])[:, frame.index] * frame.transparency
     places = np.column_stack([series.truth["x"], series.truth["y"]])
     near = cKDTree(places).query_ball_point(positions, frame.fwhm / 2)
-    return frame, image, positions, np.array([flux[some].max() if some else np.nan for some in near])
+    fwhm = float(np.median(stars["fwhm"][:50]))
+    return frame, image, positions, fwhm, np.array([flux[some].max() if some else np.nan for some in near])
 
 
-def _psf(frame: SimulatedFrame, image: np.ndarray, positions: np.ndarray) -> Psf:
-    return empirical_psf(image, frame.variance, frame.mask, positions, frame.fwhm)
+def _psf(frame: SimulatedFrame, image: np.ndarray, positions: np.ndarray, fwhm: float) -> Psf:
+    return empirical_psf(image, frame.variance, frame.mask, positions, fwhm)
 
 
 def _errors(psf: Psf, frame: SimulatedFrame) -> np.ndarray:

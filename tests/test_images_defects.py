@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from scipy import ndimage
 
 from gpudia.errors import ConfigError
 from gpudia.flags import PIXEL_FLAGS
@@ -201,3 +202,12 @@ def test_lacosmic_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "astroscrappy", None)
     with pytest.raises(ConfigError, match=r"pip install 'gpudia\[lacosmic\]'"):
         flag_lacosmic(make_frame(exposure(), layout=layout()))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (40, 30)])
+def test_third_neighbours_are_those_of_a_rank_filter(shape):
+    from gpudia.images.defects import _RING, _third_neighbours
+
+    image = np.random.default_rng(0).integers(0, 9, shape).astype(np.float32)  # with ties
+    low, high = (ndimage.rank_filter(image, rank, footprint=_RING, mode="nearest") for rank in (2, -3))
+    np.testing.assert_array_equal(_third_neighbours(image), [low, high])

@@ -1,6 +1,7 @@
 """Regions and cutouts, series, and files that appear whole or not at all."""
 
 import os
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,8 +10,9 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS, DistortionLookupTable
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from gpudia.errors import ConfigError, FrameError, InputError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
@@ -29,6 +31,7 @@ from gpudia.images import (
     whole_frame,
     write_atomically,
     write_hdus,
+    write_images,
     write_table,
 )
 
@@ -233,3 +236,25 @@ class TestWriting:
             pytest.skip("this user may write everywhere")
         with pytest.raises(ConfigError, match=r"output folder must be writable, got .*closed: Permission denied"):
             write_table(Table({"a": [1]}), closed / "t.ecsv")
+
+
+@given(hnp.arrays(st.sampled_from([np.uint8, np.float32, np.float64]),
+                  hnp.array_shapes(min_dims=1, max_dims=2, max_side=40),
+                  elements={"allow_nan": False, "min_value": 0, "max_value": 200}))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_images_are_written_as_astropy_reads_them(tmp_path, image):
+    """Pixels, cards and checksums; astropy warns where a sum is wrong."""
+    path, cards = tmp_path / "a.fits", fits.Header({"GPUDIA": "0.1.0"})
+    more = fits.Header({"CRPIX1": 3.5})
+    more["COMMENT"] = "something " * 9
+    write_images(path, cards, {"ONE": image, "TWO": image[::2]}, {"TWO": more})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with fits.open(path, checksum=True) as hdus:
+            hdus.verify("exception")
+            assert [h.name for h in hdus] == ["PRIMARY", "ONE", "TWO"]
+            np.testing.assert_array_equal(hdus["ONE"].data, image)
+            np.testing.assert_array_equal(hdus["TWO"].data, image[::2])
+            assert (hdus[0].header["GPUDIA"], hdus["TWO"].header["CRPIX1"]) == ("0.1.0", 3.5)
+            assert all("CHECKSUM" in h.header and "DATASUM" in h.header for h in hdus)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.fits"]

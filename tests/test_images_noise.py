@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.stats import sigma_clip
 from conftest import star_field
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -179,3 +180,19 @@ def test_correlated_noise_is_seen_in_frames_of_every_size():
     for side in (384, 385, 390, 398):
         noise = np.median(sky_and_noise(smooth[:side, :side])[1])
         assert noise == pytest.approx(smooth[:side, :side].std(), rel=0.15)
+
+
+@given(st.integers(0, 1000), st.floats(0, 0.7), st.booleans())
+@settings(max_examples=30)
+def test_clipping_is_that_of_astropy(seed, masked, rounded):
+    """Rows with outliers of either sign, gaps and ties."""
+    from gpudia.images.noise import _clipped
+
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(10, 2, (5, 64)) + np.where(rng.random((5, 64)) < 0.1, rng.normal(0, 1e3, (5, 64)), 0)
+    rows = (np.rint(rows) if rounded else rows).astype(np.float32)
+    rows[rng.random(rows.shape) < masked] = np.nan
+    rows[:, 0] = 10  # none is empty
+    kept = sigma_clip(np.ma.masked_invalid(rows.astype(float)), sigma=3, maxiters=5, axis=-1, masked=False)
+    expected = np.nanmedian(kept, axis=-1), np.nanmean(kept, axis=-1), np.nanstd(kept, axis=-1)
+    np.testing.assert_allclose(_clipped(rows), expected, rtol=1e-5, atol=1e-5)

@@ -1,5 +1,7 @@
 """Resampling: exact on pixel centres, right between them, masks and variances carried."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -15,8 +17,8 @@ QUARTER_TURNS = {  # output (x, y) -> input (x, y) for a 40 x 50 output
 }
 
 
-def on_device(backend, image, matrix, shape, variance=None, mask=None):
-    image = np.asarray(image, float)
+def on_device(backend, image, matrix, shape, variance=None, mask=None, kind=float):
+    image = np.asarray(image, kind)
     variance = np.ones(image.shape) if variance is None else variance
     mask = np.zeros(image.shape, bool) if mask is None else mask
     placed = (to_device(plane[None], backend) for plane in (image, variance, mask))
@@ -114,6 +116,27 @@ def test_holes_spoil_their_neighbours_only(backend):
     assert out[19, 19]
     assert out[17:23, 17:23].sum() < 30
     assert not out[10:15, 10:15].any()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_whole_planes_and_single_pixels_give_the_same(backend, monkeypatch, kind):
+    """A map that is nearly a shift, done either way; bits of either kind of bad pixel go where their pixels go."""
+    rng = np.random.default_rng(5)
+    image, variance = rng.normal(1000, 30, (64, 70)).astype(kind), rng.uniform(800, 900, (64, 70)).astype(kind)
+    bits = np.where(rng.random((64, 70)) < 0.02, rng.integers(1, 8, (64, 70)), 0).astype(np.uint8)
+    matrix = [[1.001, -0.003, 6.3], [0.003, 0.999, 4.8]]
+    module = sys.modules["gpudia.model.resample"]
+    planes = on_device(backend, image, matrix, (50, 55), variance, bits, kind)
+    monkeypatch.setattr(module, "_MOST_SPREAD", -1.0)
+    pixels = on_device(backend, image, matrix, (50, 55), variance, bits, kind)
+    good = planes[2] == 0
+    assert 0.3 < good.mean() < 1
+    np.testing.assert_array_equal(planes[2], pixels[2])
+    for one, other in zip(planes, pixels, strict=True):
+        np.testing.assert_allclose(one[good], other[good], rtol=40 * np.finfo(kind).eps)
+    for bit in (1, 2, 4):  # the bits are those that a mask of that bit alone has
+        alone = on_device(backend, image, matrix, (50, 55), variance, (bits & bit) != 0, kind)[2]
+        np.testing.assert_array_equal((planes[2] & bit) != 0, alone)
 
 
 def test_a_wrong_shape_of_matrices_is_named():

@@ -11,7 +11,6 @@ from gpudia.errors import InputError
 from gpudia.flags import SOURCE_FLAGS
 from gpudia.photometry import (
     Psf,
-    Stamps,
     crowded_photometry,
     measure_apertures,
     moffat_psf,
@@ -202,7 +201,6 @@ def test_scene_is_linear_and_its_transpose_fits():
     assert_allclose(scene.paint(2 * fluxes), 2 * scene.paint(fluxes))
     frame = np.random.default_rng(0).normal(size=SHAPE)
     assert_allclose((scene.paint(fluxes) * frame).sum(), fluxes @ (scene.matrix @ frame.ravel()))
-    assert len(Stamps(positions, 25)) == len(fluxes)
 
 
 def test_wrong_arguments_are_named():

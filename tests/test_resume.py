@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from astropy.wcs import WCS, Sip
 
 import gpudia
 from gpudia.cli import main
@@ -322,6 +323,18 @@ def test_values_come_back_bit_by_bit(series):
     assert list(back["stars"]["name"]) == ["a", "bc"]
     assert back["stars"].meta == {"ids": "catalog"}
     assert encode(back) == encode(decode(encode(back)))
+
+
+def test_distorted_world_coordinates_come_back():
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix = ["RA---TAN-SIP", "DEC--TAN-SIP"], (10.0, -20.0), (40.0, 30.0)
+    wcs.wcs.cd = np.diag([-1e-4, 1e-4])
+    a = np.zeros((3, 3))
+    a[2, 0] = 1e-5
+    wcs.sip = Sip(a, a.T, None, None, wcs.wcs.crpix)
+    back = decode(encode(wcs))
+    np.testing.assert_allclose(back.all_pix2world(3, 4, 0), wcs.all_pix2world(3, 4, 0), rtol=1e-13)
+    assert abs(back.all_pix2world(3, 4, 0)[0] - back.wcs_pix2world(3, 4, 0)[0]) > 1e-8
 
 
 def test_a_record_runs_nothing(tmp_path):

@@ -6,6 +6,7 @@ from gpudia.images.cutouts import Region, cut, region_around, whole_frame
 from gpudia.images.defects import flag_defects, flag_lacosmic, sharp_pixels, sharp_residuals
 from gpudia.images.frames import Frame, frame_from_nddata, make_frame
 from gpudia.images.headers import FrameLayout
+from gpudia.images.image_files import write_images
 from gpudia.images.matching import match_stars
 from gpudia.images.noise import estimate_variance, sky_and_noise
 from gpudia.images.reading import read_frame
@@ -48,5 +49,6 @@ __all__ = [
     "whole_frame",
     "write_atomically",
     "write_hdus",
+    "write_images",
     "write_table",
 ]

@@ -18,7 +18,6 @@ from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.images.centroids import Shapes, measure_shapes
 from gpudia.images.cutouts import Region, shifted_wcs
 from gpudia.images.frames import Frame
-from gpudia.images.noise import sky_and_noise
 
 __all__ = ["FrameQuality", "catalog_of", "detect_stars", "frame_quality"]
 
@@ -32,6 +31,11 @@ _SKY = (("ra", "dec"), ("alpha_j2000", "delta_j2000"), ("raj2000", "dej2000"))
 _FLUX = ("flux", "aperture_sum", "flux_auto", "phot_g_mean_flux")
 _MAGNITUDE_ERRORS = ("mag_err", "magerr", "e_mag")
 _IDS = ("source_id", "gaia_id", "id", "star_id", "name")
+
+#: What `detect_stars` measures over the FWHM of a header.
+_WIDER = 1.12
+#: Peaks that tell how wide a star is.
+_ENOUGH = 500
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,13 @@ def detect_stars(frame: Frame, max_stars: int = 5000, threshold: float = 5.0, fw
     """
     if max_stars < 1 or not threshold > 0:
         raise InputError(f"max_stars and threshold must be positive, got {max_stars} and {threshold}")
-    sky, noise = sky_and_noise(frame.data, (frame.mask & ~np.uint8(PIXEL_FLAGS.saturated)) != 0)
+    sky, noise, _ = frame.sky_maps
     usable = (frame.mask & ~np.uint8(PIXEL_FLAGS.saturated)) == 0
     image = np.where(usable, frame.data - sky, 0)
-    width = fwhm or (frame.fwhm if 1 < frame.fwhm < 30 else 4.0)
+    width = fwhm or (_WIDER * frame.fwhm if 1 < frame.fwhm < 30 else 4.0)
     for _ in range(3):
         peaks = _peaks(image, noise, usable, width, threshold)[:max_stars]
-        shapes = measure_shapes(image, frame.variance, usable, peaks, width)
+        shapes = measure_shapes(image, frame.variance, usable, peaks[:_ENOUGH], width)
         before, width = width, _typical_width(shapes, default=width)
         if abs(width / before - 1) < 0.1:
             break
@@ -141,13 +145,13 @@ def _distinct(shapes: Shapes, width: float) -> NDArray[np.bool_]:
 def _star_table(frame: Frame, shapes: Shapes, width: float) -> Table:
     order = np.argsort(-shapes.flux, kind="stable")
     shapes = shapes.select(order)
-    table = Table({"id": np.arange(1, len(order) + 1)}, meta={"ids": "running"})
+    columns = {"id": np.arange(1, len(order) + 1)}
     for name in ("x", "y", "flux", "flux_err", "peak", "fwhm", "ellipticity", "x_err", "y_err"):
-        table[name] = getattr(shapes, name)
+        columns[name] = getattr(shapes, name)
     if frame.wcs is not None:
-        table["ra"], table["dec"] = frame.wcs.pixel_to_world_values(shapes.x, shapes.y)
-    table["flags"] = _star_flags(frame, shapes, width)
-    return table
+        columns["ra"], columns["dec"] = frame.wcs.pixel_to_world_values(shapes.x, shapes.y)
+    columns["flags"] = _star_flags(frame, shapes, width)
+    return Table(columns, meta={"ids": "running"}, copy=False)
 
 
 def _star_flags(frame: Frame, shapes: Shapes, width: float) -> NDArray[np.int32]:

@@ -7,12 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import rank_filter
 
 from gpudia.errors import ConfigError
 from gpudia.flags import PIXEL_FLAGS
 from gpudia.images.frames import Frame
-from gpudia.images.noise import sky_and_noise
 
 __all__ = ["flag_defects", "flag_lacosmic", "sharp_pixels", "sharp_residuals"]
 
@@ -51,8 +49,8 @@ def sharp_pixels(frame: Frame, fwhm: float) -> NDArray[np.bool_]:
     """
     if not (math.isfinite(fwhm) and fwhm >= _SHARPEST):
         return np.zeros(frame.shape, bool)
-    sky, noise = sky_and_noise(frame.data, frame.mask != 0)
-    high, low = (rank_filter(frame.data, rank, footprint=_RING, mode="nearest") for rank in (-3, 2))
+    sky, noise, _ = frame.sky_maps
+    low, high = _third_neighbours(frame.data)
     excess, lack = frame.data - high, low - frame.data
     share = _sharpest_star(fwhm, 2.5)
     above = (excess > _SIGMA * np.sqrt(frame.variance)) & (excess > share * (frame.data - sky))
@@ -96,11 +94,33 @@ def sharp_residuals(
     if not (math.isfinite(fwhm) and fwhm >= _SHARPEST):
         return found
     share, sigma = _sharpest_star(fwhm, _MARGIN), np.where(good, error, 1.0)
-    for sign in (1, -1):
-        light = sign * np.where(good, difference, 0.0)
-        excess = light - rank_filter(light, -3, footprint=_RING, mode="nearest")
-        found |= (light > 0) & (excess > _SIGMA * sigma) & (excess > share * light)
+    light = np.where(good, difference, 0.0)
+    low, high = _third_neighbours(light)
+    for bright, excess in ((light, light - high), (-light, low - light)):
+        found |= (bright > 0) & (excess > _SIGMA * sigma) & (excess > share * bright)
     return found & good
+
+
+#: Exchanges that bring eight values into order but for the two in the middle: Batcher's odd-even merge sort but for
+#: the one that would order these [Knuth 1998, The Art of Computer Programming 3, 5.3.4].
+_EXCHANGES = ((0, 1), (2, 3), (4, 5), (6, 7), (0, 2), (1, 3), (4, 6), (5, 7), (1, 2), (5, 6), (0, 4), (1, 5), (2, 6),
+              (3, 7), (2, 4), (3, 5), (1, 2), (5, 6))
+
+
+def _third_neighbours(image: NDArray) -> tuple[NDArray, NDArray]:
+    """Third lowest and third highest of the eight neighbours of every pixel; the frame's edge is repeated outwards.
+
+    As `scipy.ndimage.rank_filter` has them, in a tenth of the time.
+    """
+    height, width = image.shape
+    padded = np.pad(image, 1, mode="edge")
+    ring = [padded[y:y + height, x:x + width].copy() for y, x in np.argwhere(_RING)]
+    spare = np.empty_like(image)
+    for i, j in _EXCHANGES:
+        np.minimum(ring[i], ring[j], out=spare)
+        np.maximum(ring[i], ring[j], out=ring[j])
+        ring[i], spare = spare, ring[i]
+    return ring[2], ring[5]
 
 
 def flag_defects(frame: Frame, fwhm: float) -> Frame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,11 @@ class Frame:
         """Boolean mask, True = ignore."""
         return self.mask != 0
 
+    @cached_property
+    def sky_maps(self) -> SkyMaps:
+        """Sky and noise of every pixel, ADU, as `gpudia.images.sky_and_noise` measures them; kept."""
+        return measure_sky(self.data, self.bad)
+
     def to_ccddata(self) -> CCDData:
         """Return the frame as an `~astropy.nddata.CCDData`, with arrays of its own.
 
@@ -189,7 +195,8 @@ def make_frame(
     if layout.noise == "header" and sigma is None and not (facts["gain"] > 0 and facts["read_noise"] >= 0):
         raise FrameError(f"gain and read noise must be known where noise is 'header', got {facts['gain']:g} and "
                          f"{facts['read_noise']:g}", path)
-    maps = measure_sky(values, mask != 0)
+    seen = mask != 0
+    maps = measure_sky(values, seen)
     _refuse_noiseless(maps, mask == 0, path)
     values = np.where(np.isfinite(values), values, maps.sky).astype(values.dtype, copy=False)
     facts, flags = _complete(facts, values, mask, maps, dtype, layout, path)
@@ -197,20 +204,31 @@ def make_frame(
         mask[values >= facts["saturation"]] |= PIXEL_FLAGS.saturated
     good = mask == 0
     _refuse_empty(values, good, path)
-    variance = estimate_variance(values, ~good, facts["gain"], facts["read_noise"], maps, layout.noise)
     if sigma is not None or not (layout.noise == "data" or flags & FRAME_FLAGS.gain_guessed):
         flags |= _noise_flag(values, good, maps, sigma, facts, dtype, path)
-    if sigma is not None:
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            known = sigma.astype(values.dtype) ** 2
-        variance = np.where(np.isfinite(known) & (known > 0), known, variance)
+    variance = _known_variance(sigma, values.dtype)
+    known = np.isfinite(variance) & (variance > 0)
+    if not known.all():
+        made = estimate_variance(values, ~good, facts["gain"], facts["read_noise"], maps, layout.noise)
+        variance = np.where(known, variance, made)
     wcs = sane_wcs(wcs, values.shape, path)
     fwhm = facts.pop("fwhm_arcsec") / pixel_scale(wcs, header, layout)
-    sky, noise = (float(np.median(m[good])) for m in maps[:2])
-    return Frame(
+    sky, noise = (_typical(m, good) for m in maps[:2])
+    frame = Frame(
         name=name or name_of(path), data=values, variance=variance, mask=mask, sky=sky, sky_noise=noise, wcs=wcs,
         catalog=catalog, fwhm=fwhm, header=header, flags=flags, path=None if path is None else Path(path), **facts,
     )  # fmt: skip
+    if not (mask[~seen] & ~np.uint8(PIXEL_FLAGS.saturated)).any():
+        frame.__dict__["sky_maps"] = maps  # pixels found saturated since then were clipped
+    return frame
+
+
+def _known_variance(sigma: NDArray | None, dtype: np.dtype) -> NDArray:
+    """Square of the error plane; NaN where there is none."""
+    if sigma is None:
+        return np.asarray(np.nan, dtype)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return sigma.astype(dtype) ** 2
 
 
 def frame_from_nddata(
@@ -303,8 +321,15 @@ def _refuse_empty(values: NDArray, good: NDArray[np.bool_], path: Any) -> None:
         raise FrameError(f"image must not be constant, got {low:g} in all {np.count_nonzero(good)} good pixels", path)
 
 
+def _typical(smooth: NDArray, good: NDArray[np.bool_]) -> float:
+    """Median of a map at the good pixels: at every fourth one along either axis, where some of these are good."""
+    thin = (slice(None, None, 4),) * 2
+    some = smooth[thin][good[thin]]
+    return float(np.median(some if some.size else smooth[good]))
+
+
 def _refuse_noiseless(maps: SkyMaps, good: NDArray[np.bool_], path: Any) -> None:
-    noise = float(np.median(maps.noise[good]))
+    noise = _typical(maps.noise, good)
     if not noise > np.sqrt(np.finfo(np.float32).tiny):  # its square is a variance
         raise FrameError(f"noise of the sky must be positive, got {noise:g}", path)
 
@@ -315,7 +340,7 @@ def _complete(
 ) -> tuple[dict[str, Any], int]:
     """Fill in gain and saturation from the data where the header lacks them; mask what saw no sky."""
     good, flags = mask == 0, 0
-    sky, noise = (float(np.median(m[good])) for m in maps[:2])
+    sky, noise = (_typical(m, good) for m in maps[:2])
     mask[unexposed(values, good, sky, noise)] |= PIXEL_FLAGS.no_data
     measured = guess_gain(sky, noise, facts["read_noise"])
     if layout.noise == "data" and measured > 0:
@@ -340,7 +365,7 @@ def _noise_flag(
     dtype: np.dtype, path: Any,
 ) -> int:
     """Flag and warn where the sky's noise is not what the error plane, or else gain and read noise, say."""
-    thin = (slice(None, None, max(1, min(values.shape) // 250)),) * 2  # the maps are smooth
+    thin = (slice(None, None, max(1, min(values.shape) // 125)),) * 2  # the maps are smooth
     maps, good = SkyMaps(*(m[thin] for m in maps)), good[thin]
     if sigma is not None:
         stated = "the error plane says", "errors in another unit than ADU", "errors in another unit than ADU"

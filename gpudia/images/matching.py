@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
@@ -121,12 +120,8 @@ def _by_sky(
 ) -> Pairs:
     """Project both lists on the plane that touches the sky at the reference's middle, in reference pixels."""
     (first, rows_a), (second, rows_b) = _sky(reference_stars, reference_wcs), _sky(stars, wcs)
-    middle = SkyCoord(*np.median(first.cartesian.xyz, axis=1), representation_type="cartesian").spherical
-    origin = SkyCoord(middle.lon, middle.lat, frame="icrs").skyoffset_frame()
-    planes = []
-    for sky in (first, second):
-        local = sky.transform_to(origin)
-        planes.append(np.column_stack([local.lon.wrap_at("180d").arcsec, local.lat.arcsec]))
+    middle = np.median(first, axis=0)
+    planes = [_offsets(middle, sky) for sky in (first, second)]
     xy = positions(reference_stars)[rows_a]
     scale = _reach(planes[0]) / max(_reach(xy), 1e-9)  # arcsec per pixel
     if not (np.isfinite(scale) and scale > 0):
@@ -143,8 +138,8 @@ def _reach(xy: NDArray) -> float:
     return float(np.median(np.hypot(*(xy - np.median(xy, axis=0)).T)))
 
 
-def _sky(stars: Table, wcs: WCS | None) -> tuple[SkyCoord, NDArray[np.intp]]:
-    """Sky positions, and the rows that have one."""
+def _sky(stars: Table, wcs: WCS | None) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Directions on the sky, unit vectors (N, 3), and the rows that have one."""
     if {"ra", "dec"} <= set(stars.colnames):
         ra, dec = (np.asarray(stars[c], float) for c in ("ra", "dec"))
     elif wcs is not None:
@@ -154,7 +149,17 @@ def _sky(stars: Table, wcs: WCS | None) -> tuple[SkyCoord, NDArray[np.intp]]:
     rows = np.flatnonzero(np.isfinite(ra) & (np.abs(dec) <= 90))
     if len(rows) < 3:
         raise RegistrationError(f"stars with a sky position must be at least 3, got {len(rows)}")
-    return SkyCoord(ra[rows], dec[rows], unit="deg"), rows
+    lon, lat = np.radians(ra[rows]), np.radians(dec[rows])
+    return np.column_stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)]), rows
+
+
+def _offsets(middle: NDArray, directions: NDArray) -> NDArray[np.float64]:
+    """Longitude and latitude, arcsec, where the middle is at 0, 0 and north is up, as astropy's sky offset frames."""
+    lon, lat = np.arctan2(middle[1], middle[0]), np.arctan2(middle[2], np.hypot(*middle[:2]))
+    east = np.array([-np.sin(lon), np.cos(lon), 0])
+    away = np.array([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
+    x, y, z = np.stack([away, east, np.cross(away, east)]) @ directions.T
+    return np.degrees(np.column_stack([np.arctan2(y, x), np.arctan2(z, np.hypot(x, y))])) * 3600
 
 
 def _by_offset(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray, max_offset: float) -> Pairs:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from astropy.stats import sigma_clip
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.interpolate import RectBivariateSpline
 
 from gpudia.errors import InputError
 
@@ -80,10 +78,7 @@ def measure_sky(data: NDArray, mask: NDArray[np.bool_] | None = None) -> SkyMaps
     good = np.isfinite(data) if mask is None else np.isfinite(data) & ~mask
     if not good.any():
         raise InputError("mask must leave at least one finite pixel of data, got none")
-    filled = np.where(good, data, np.median(data[good])).astype(np.float32)
-    clipped, rough = _mesh_values(filled, good)
-    level = 2.5 * np.nanmedian(clipped, axis=-1) - 1.5 * np.nanmean(clipped, axis=-1)
-    spread = np.nanstd(clipped, axis=-1)
+    level, spread, rough = _mesh_values(np.where(good, data, np.nan).astype(np.float32))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = spread / rough
     ratio = ratio[np.isfinite(ratio) & (ratio > 0.1)]  # meshes with hardly a pixel have no spread but rounding
@@ -93,24 +88,52 @@ def measure_sky(data: NDArray, mask: NDArray[np.bool_] | None = None) -> SkyMaps
     return SkyMaps(_smooth_map(level, data.shape), noise, noise / np.float32(correlation))
 
 
-def _mesh_values(filled: NDArray, good: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
-    """Clipped pixels (h, w, n) and the second-difference noise (h, w) of every mesh; NaN where too few are good."""
-    difference = ndimage.convolve1d(ndimage.convolve1d(filled, [1, -2, 1], axis=0), [1, -2, 1], axis=1) / 6
-    whole = ndimage.minimum_filter(good, size=3)  # differences that touch no masked pixel
-    pixels = _meshes(np.where(good, filled, np.nan))
-    rough = _meshes(np.where(whole, np.abs(difference), np.nan))
+def _mesh_values(image: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Clipped mode, clipped standard deviation and second-difference noise (h, w) of every mesh; NaN is left out.
+
+    Meshes with too few good pixels take the median of the others.
+    """
+    difference = ndimage.convolve1d(ndimage.convolve1d(image, [1, -2, 1], axis=0), [1, -2, 1], axis=1) / 6
+    pixels, rough = _meshes(image), _meshes(np.abs(difference))  # differences that touch no masked pixel
     enough = np.isfinite(rough).mean(axis=-1) > 0.25
     if not enough.any():  # hardly a good pixel anywhere: take whatever there is
         enough = np.isfinite(pixels).any(axis=-1)
         rough = np.where(np.isnan(rough), np.abs(pixels - np.nanmedian(pixels)), rough)
-    pixels[~enough] = 0.0
-    rough[~enough] = 0.0
-    clipped = sigma_clip(np.ma.masked_invalid(pixels), sigma=3.0, maxiters=5, axis=-1, masked=False)
-    clipped[~enough] = np.nan
-    noise = 1.4826 * np.nanmedian(rough, axis=-1)
-    noise[~enough] = np.nan
-    level = np.where(enough[..., None], clipped, np.nanmedian(clipped[enough]))
-    return level, np.where(enough, noise, np.nanmedian(noise))
+    median, mean, spread = _clipped(pixels[enough])
+    rough = np.sort(rough[enough], axis=-1)
+    noise = 1.4826 * _middle(rough, 0, np.isfinite(rough).sum(axis=-1))
+    maps = []
+    for values in (2.5 * median - 1.5 * mean, spread, noise):
+        maps.append(np.full(enough.shape, np.median(values)))
+        maps[-1][enough] = values
+    maps[1][~enough] = 0.0  # no pixels, no spread
+    return maps[0], maps[1], maps[2]
+
+
+def _clipped(values: NDArray, sigma: float = 3.0, rounds: int = 5) -> tuple[NDArray, NDArray, NDArray]:
+    """Median, mean and standard deviation along the last axis of (N, n), NaN left out, clipped about the median."""
+    values = np.sort(values, axis=-1)  # what is kept is a range then; NaN comes last
+    first, count = np.zeros(len(values), np.intp), np.isfinite(values).sum(axis=-1)
+    origin = _middle(values, first, count)
+    offset = values - origin[:, None]
+    offset[np.isnan(offset)] = 0.0
+    for _ in range(rounds + 1):
+        before, median = count, _middle(values, first, first + count)
+        mean = offset.sum(axis=-1) / count
+        spread = np.sqrt(np.maximum(np.einsum("ij,ij->i", offset, offset) / count - mean**2, 0))
+        low, high = ((median + k * spread).astype(values.dtype)[:, None] for k in (-sigma, sigma))
+        kept = (values >= low) & (values <= high)
+        first, count = kept.argmax(axis=-1), np.count_nonzero(kept, axis=-1)
+        if (count == before).all():
+            break
+        offset *= kept
+    return median, origin + mean, spread
+
+
+def _middle(ordered: NDArray, first: NDArray | int, last: NDArray) -> NDArray[np.float64]:
+    """Medians of the entries from `first` to before `last` of each row of (N, n), in ascending order."""
+    row, half = np.arange(len(ordered)), first + last
+    return (ordered[row, (half - 1) // 2].astype(np.float64) + ordered[row, half // 2]) / 2
 
 
 def _meshes(image: NDArray) -> NDArray:
@@ -126,11 +149,14 @@ def _smooth_map(mesh: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Median-filter the meshes 3 x 3 and interpolate them linearly to every pixel."""
     mesh = ndimage.median_filter(mesh, size=3, mode="nearest")
     side = min(MESH, *shape)
-    # A second copy of a single row or column lets one spline serve every frame size.
-    mesh = np.pad(mesh, [(0, int(n == 1)) for n in mesh.shape], mode="edge")
-    centres = [(np.arange(n) + 0.5) * side - 0.5 for n in mesh.shape]
-    grid = [np.clip(np.arange(size), c[0], c[-1]) for size, c in zip(shape, centres, strict=True)]
-    return RectBivariateSpline(*centres, mesh, kx=1, ky=1)(*grid).astype(np.float32)
+    rows, columns = (_hats(size, count, side) for size, count in zip(shape, mesh.shape, strict=True))
+    return (rows @ mesh @ columns.T).astype(np.float32)
+
+
+def _hats(size: int, count: int, side: int) -> NDArray[np.float64]:
+    """Weights (size, count) of the meshes for every pixel along one axis: linear from centre to centre."""
+    place = np.clip((np.arange(size) + 0.5) / side - 0.5, 0, count - 1)
+    return np.maximum(1 - np.abs(place[:, None] - np.arange(count)), 0)
 
 
 def estimate_variance(

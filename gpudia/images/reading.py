@@ -89,7 +89,8 @@ def read_frame(path: str | Path, layout: FrameLayout | None = None, region: Regi
         wcs=parts.wcs if region is None else shifted_wcs(parts.wcs, there),
         catalog=parts.catalog, layout=layout, path=path,
     )  # fmt: skip
-    frame = replace(frame, origin=there.origin)
+    if there.origin != frame.origin:
+        frame = replace(frame, origin=there.origin)
     return frame if region in (None, there) else cut(frame, region.shifted(-there.x0, -there.y0))
 
 

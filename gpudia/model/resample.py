@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from gpudia.backend import backend_of
 from gpudia.errors import InputError
+from gpudia.flags import PIXEL_FLAGS
 from gpudia.model.planes import smooth
 from gpudia.model.polynomials import exponents
 
@@ -19,6 +22,8 @@ _LOBES = 3
 _NEGLIGIBLE = 0.02
 #: Coefficients of a map by its degree.
 _COUNTS = {3: 1, 6: 2, 10: 3}
+#: A map whose shifts differ by no more than this over the image, pixels, takes whole planes; others pixel by pixel.
+_MOST_SPREAD = 8.0
 
 
 @dataclass(frozen=True)
@@ -36,20 +41,6 @@ class Resampled:
     source_variance: Any
 
 
-def _lanczos(fraction: Any, xp: Any) -> list[Any]:
-    """Six weights for a position between two pixels, summing to one; exactly 0 and 1 on a pixel."""
-    weights = []
-    for i in range(1 - _LOBES, _LOBES + 1):
-        t = np.pi * (fraction - i)
-        safe = xp.where(t == 0, 1.0, t)
-        value = _LOBES * xp.sin(safe) * xp.sin(safe / _LOBES) / safe**2
-        # sin(pi) is 1e-16 in floating point: on a pixel the other weights must vanish
-        on_pixel = fraction == 0
-        weights.append(xp.where(on_pixel, 1.0 if i == 0 else 0.0, xp.where(t == 0, 1.0, value)))
-    total = sum(weights)
-    return [w / total for w in weights]
-
-
 def resample(images: Any, variances: Any, masks: Any, matrices: Any, shape: tuple[int, int]) -> Resampled:
     """Resample images by affine or polynomial maps with a Lanczos-3 kernel.
 
@@ -57,8 +48,9 @@ def resample(images: Any, variances: Any, masks: Any, matrices: Any, shape: tupl
     ----------
     images, variances : arrays (B, h, w)
         ADU and ADU^2.
-    masks : bool array (B, h, w)
-        True = ignore. An output pixel is masked when a masked or missing pixel has a coefficient above 2 %.
+    masks : bool or uint8 array (B, h, w)
+        True, or any bit, = ignore. An output pixel gets the bits of all pixels with a coefficient above 2 %; one that
+        is missing counts as True, or as ``no_data``.
     matrices : host array (B, 2, 3), (B, 2, 6) or (B, 2, 10), float64
         Output pixel (x, y) to input pixel: ``x_in = m[0, 0] x + m[0, 1] y + m[0, 2]``, and so for y with ``m[1]``;
         for polynomials followed by the coefficients of x^2, x y, y^2 and x^3, x^2 y, x y^2, y^3.
@@ -69,7 +61,8 @@ def resample(images: Any, variances: Any, masks: Any, matrices: Any, shape: tupl
     -------
     Resampled
         Fluxes are conserved: values are multiplied by the area of an output pixel on the input, the determinant of the
-        map's derivative. Maps onto pixel centres (whole shifts, quarter turns, mirrors) are exact.
+        map's derivative. Maps onto pixel centres (whole shifts, quarter turns, mirrors) are exact. Images of float32
+        are resampled with its precision.
     """
     matrices = np.asarray(matrices, float)
     if (matrices.ndim != 3 or matrices.shape[:2] != (len(images), 2) or matrices.shape[2] not in _COUNTS
@@ -83,45 +76,155 @@ def resample(images: Any, variances: Any, masks: Any, matrices: Any, shape: tupl
 
 def _one(image: Any, variance: Any, mask: Any, matrix: np.ndarray, shape: tuple[int, int]) -> tuple[Any, ...]:
     xp = backend_of(image).xp
-    height, width = image.shape
-    good = ~mask & xp.isfinite(image) & xp.isfinite(variance)
-    image = xp.where(good, image.astype(xp.float64), 0.0)
+    kind = xp.float32 if image.dtype == xp.float32 else xp.float64
+    missing = True if mask.dtype.kind == "b" else int(PIXEL_FLAGS.no_data)
+    bits = xp.where(xp.isfinite(image) & xp.isfinite(variance), mask, mask | missing)
+    good = bits == 0
+    image = xp.where(good, image, 0).astype(kind)
     # A hole must not ring: it takes the mean of its neighbours, and stays masked.
-    image = xp.where(good, image, smooth(image[None], good[None])[0]).reshape(-1)
-    variance = xp.where(good, variance.astype(xp.float64), 0.0).reshape(-1)
-    bad = (~good).reshape(-1)
-    x0, fx, y0, fy = _positions(matrix, shape, xp)
-    wx, wy = _lanczos(fx, xp), _lanczos(fy, xp)
-    data, noise, norm = xp.zeros(shape), xp.zeros(shape), xp.zeros(shape)
-    masked = xp.zeros(shape, dtype=bool)
-    for j, wj in enumerate(wy):
-        y = y0 + (j + 1 - _LOBES)
-        row_ok = (y >= 0) & (y < height)
-        row = xp.minimum(xp.maximum(y, 0), height - 1) * width
-        for i, wi in enumerate(wx):
-            x = x0 + (i + 1 - _LOBES)
-            index = row + xp.minimum(xp.maximum(x, 0), width - 1)
-            c = wj * wi
-            data = data + c * image[index]
-            noise = noise + c * c * variance[index]
-            norm = norm + c * c
-            masked |= (xp.abs(c) > _NEGLIGIBLE) & (bad[index] | ~(row_ok & (x >= 0) & (x < width)))
+    image = _framed(xp.where(good, image, smooth(image[None], good[None])[0]), xp)
+    variance = _framed(xp.where(good, variance, 0).astype(kind), xp)
+    bits = _framed(bits, xp)
+    bits[:1], bits[-1:], bits[:, :1], bits[:, -1:] = missing, missing, missing, missing
+    taps = _taps(matrix, shape, bits.shape, kind, xp)
+    data, noise = taps.sum(image), taps.sum(variance, squared=True)
+    norm = sum(w * w for w in taps.wy) * sum(w * w for w in taps.wx)
     area = _area(matrix, shape, xp)
-    return data * area, noise * area**2, masked, noise / norm * area**2
+    return data * area, noise * area**2, taps.spoiled(bits, xp), noise / norm * area**2
 
 
-def _positions(matrix: np.ndarray, shape: tuple[int, int], xp: Any) -> tuple[Any, Any, Any, Any]:
-    """Input pixel below each output pixel, and the fraction beyond it, for x and y."""
+def _framed(plane: Any, xp: Any) -> Any:
+    """A plane with its outermost pixels repeated once, for taps that fall outside."""
+    plane = xp.concatenate([plane[:1], plane, plane[-1:]])
+    return xp.concatenate([plane[:, :1], plane, plane[:, -1:]], axis=1)
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """Pixels that go into every output pixel: for tap (j, i) those that `take` gives, with weights wy[j] wx[i].
+
+    `largest_y` and `largest_x` are bounds of the weights' absolute values.
+    """
+
+    wy: list[Any]
+    wx: list[Any]
+    largest_y: np.ndarray
+    largest_x: np.ndarray
+    take: Callable[[Any], Callable[[int, int], Any]]
+
+    def sum(self, plane: Any, squared: bool = False) -> Any:
+        """Weighted sum over the taps, by the weights or their squares."""
+        at, total = self.take(plane), 0
+        wy, wx = ([w * w for w in weights] if squared else weights for weights in (self.wy, self.wx))
+        for j, along_y in enumerate(wy):
+            row = wx[0] * at(j, 0)
+            for i in range(1, len(wx)):
+                row += wx[i] * at(j, i)
+            row *= along_y
+            total = row + total
+        return total
+
+    def spoiled(self, bits: Any, xp: Any) -> Any:
+        """Bits of the pixels whose coefficient is not negligible."""
+        at, found = self.take(bits), xp.zeros(self.wx[0].shape, dtype=bits.dtype)
+        none = False if bits.dtype.kind == "b" else 0
+        for j, i in np.argwhere(np.outer(self.largest_y, self.largest_x) > _NEGLIGIBLE).tolist():
+            found |= xp.where(xp.abs(self.wy[j] * self.wx[i]) > _NEGLIGIBLE, at(j, i), none)
+        return found
+
+
+def _taps(matrix: np.ndarray, shape: tuple[int, int], size: tuple[int, int], kind: Any, xp: Any) -> _Taps:
+    """Taps of a map, on planes of shape `size` that `_framed` made: one pixel further on."""
     y, x = xp.arange(shape[0], dtype=xp.float64)[:, None], xp.arange(shape[1], dtype=xp.float64)[None]
-    out = []
-    for a, b, c, *higher in matrix.tolist():
-        position = a * x + b * y + c
-        for k, (i, j) in zip(higher, _powers(len(higher)), strict=True):
-            position = position + k * x**i * y**j
-        whole = xp.floor(position + 1e-9)
-        fraction = position - whole
-        out += [whole.astype(xp.int64), xp.where(xp.abs(fraction) < 1e-9, 0.0, fraction)]
-    return out[0], out[1], out[2], out[3]
+    places = [_mapped(row, x, y) + 1 for row in matrix.tolist()][::-1]  # y, x
+    bounds = _bounds(matrix, shape)
+    if max(high - low for low, high in bounds) > _MOST_SPREAD:
+        return _scattered(places, size, kind, xp)
+    shifts = [range(math.floor(low) + 1 - _LOBES, math.floor(high) + _LOBES + 1) for low, high in bounds]
+    wy, wx = (_lanczos(place - index, low, high, taps, kind, xp)
+              for place, index, (low, high), taps in zip(places, (y, x), bounds, shifts, strict=True))
+    top_y, top_x = (_largest(low, high, taps) for (low, high), taps in zip(bounds, shifts, strict=True))
+    window = [_indices(taps[0], taps[-1] + n, limit, xp) for taps, n, limit in zip(shifts, shape, size, strict=True)]
+
+    def take(plane: Any) -> Callable[[int, int], Any]:
+        around = plane[window[0]][:, window[1]]
+        return lambda j, i: around[j:j + shape[0], i:i + shape[1]]
+
+    return _Taps(wy, wx, top_y, top_x, take)
+
+
+def _scattered(places: list[Any], size: tuple[int, int], kind: Any, xp: Any) -> _Taps:
+    """Taps of any map: every pixel is looked up by itself."""
+    taps = range(1 - _LOBES, _LOBES + 1)
+    whole = [xp.floor(place + 1e-9) for place in places]
+    wy, wx = (_lanczos(place - below, 0.0, 1.0, taps, kind, xp) for place, below in zip(places, whole, strict=True))
+    rows, columns = ([_clipped(below.astype(xp.int64) + t, n, xp) for t in taps]
+                     for below, n in zip(whole, size, strict=True))
+    largest = _largest(0.0, 1.0, taps)
+
+    def take(plane: Any) -> Callable[[int, int], Any]:
+        flat = plane.reshape(-1)
+        return lambda j, i: flat[rows[j] * size[1] + columns[i]]
+
+    return _Taps(wy, wx, largest, largest, take)
+
+
+def _indices(first: int, stop: int, limit: int, xp: Any) -> Any:
+    """Rows from `first` to before `stop`, those outside of a plane replaced by its outermost."""
+    return slice(first, stop) if first >= 0 and stop <= limit else _clipped(xp.arange(first, stop), limit, xp)
+
+
+def _clipped(index: Any, limit: int, xp: Any) -> Any:
+    return xp.minimum(xp.maximum(index, 0), limit - 1)
+
+
+def _lanczos(displacement: Any, low: float, high: float, taps: range, kind: Any, xp: Any) -> list[Any]:
+    """Weights of whole-pixel taps for displacements between `low` and `high`, of sum one; 0 and 1 on a pixel.
+
+    Lanczos' sinc(u) sinc(u/3), u = displacement - tap, of which sin(pi u) is common to all taps but for its sign, and
+    sin(pi u/3) to those three pixels apart.
+    """
+    nearest = xp.floor(displacement + 0.5)
+    on_pixel = xp.abs(displacement - nearest) < (1e-6 if kind == xp.float32 else 1e-9)
+    d = xp.where(on_pixel, nearest, displacement).astype(kind)
+    sine, cosine = (f(d * (math.pi / _LOBES)) * ~on_pixel for f in (xp.sin, xp.cos))
+    waves = [sine * math.cos(math.pi * t / _LOBES) - cosine * math.sin(math.pi * t / _LOBES) for t in range(_LOBES)]
+    weights = []
+    for t in taps:
+        u = d - t
+        weight = waves[t % _LOBES] / (u * u + 1e-30)  # signs: (-1)^t of sin(pi u), and of sin(pi u/3) every three
+        if t % 2 != t // _LOBES % 2:
+            weight = -weight
+        if math.floor(low) <= t <= math.ceil(high):
+            weight = weight + (on_pixel & (u == 0))
+        if not (t - _LOBES < low and high < t + _LOBES):
+            weight = weight * (xp.abs(u) < _LOBES)
+        weights.append(weight)
+    total = sum(weights)
+    return [w / total for w in weights]
+
+
+def _largest(low: float, high: float, taps: range) -> np.ndarray:
+    """Largest absolute weight of every tap for displacements in a range; a margin for what lies between samples."""
+    samples = np.linspace(low, high, 65)
+    return np.array([np.abs(w).max() for w in _lanczos(samples, low, high, taps, np.float64, np)]) + 0.01
+
+
+def _bounds(matrix: np.ndarray, shape: tuple[int, int]) -> list[tuple[float, float]]:
+    """Least and largest shift in y and in x, on the planes that `_framed` made: from a grid, on the host."""
+    y, x = np.linspace(0, shape[0] - 1, 33)[:, None], np.linspace(0, shape[1] - 1, 33)[None]
+    shifts = [_mapped(row, x, y) + 1 - index for row, index in zip(matrix.tolist(), (x, y), strict=True)][::-1]
+    bend = 0.0 if matrix.shape[1] == 3 else 0.05  # between the grid's points
+    return [(float(s.min()) - bend, float(s.max()) + bend) for s in shifts]
+
+
+def _mapped(row: list[float], x: Any, y: Any) -> Any:
+    """One coordinate of the mapped pixels."""
+    a, b, c, *higher = row
+    position = a * x + (b * y + c)
+    for k, (i, j) in zip(higher, _powers(len(higher)), strict=True):
+        position = position + k * x**i * y**j
+    return position
 
 
 def _powers(count: int) -> list[tuple[int, int]]:

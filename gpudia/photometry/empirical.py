@@ -15,7 +15,15 @@ from gpudia.photometry.companions import find_companions
 from gpudia.photometry.crowded import Scene, first_of_place
 from gpudia.photometry.inputs import as_positions, check_plane
 from gpudia.photometry.psf import shifted_psf
-from gpudia.photometry.psf_model import Psf, cut_circle, field_terms, fit_moffat, moffat_psf, radius2
+from gpudia.photometry.psf_model import (
+    Psf,
+    constant_under_change,
+    cut_circle,
+    field_terms,
+    fit_moffat,
+    moffat_psf,
+    radius2,
+)
 from gpudia.photometry.psf_stack import alike, stack_terms, varies
 from gpudia.photometry.stamps import FloatArray, Stamps
 
@@ -24,7 +32,7 @@ __all__ = ["empirical_psf"]
 #: PSF stars from which on their backgrounds make a plane.
 _PLANE = 10
 #: Rounds of fitting all stars, looking for unknown ones and stacking; so many more once the PSF varies.
-_ROUNDS, _MORE_ROUNDS = 5, 3
+_ROUNDS, _MORE_ROUNDS = 5, 4
 #: Fewer stars than this make no trustworthy stack: a profile is fitted to it.
 _MIN_STACK = 4
 #: Nor do stars whose signal to noise ratios add up (in quadrature) to less than this: the stack is too noisy.
@@ -49,11 +57,12 @@ def empirical_psf(image: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any
     function of the place (they do when the fit gains more by it than at 199 random permutations of their places).
     A constant under the PSF, which the backgrounds of the stars hide, is set by a Moffat profile.
 
-    Measured (``bench/psf_accuracy.py``) on simulated crowded fields, a star for 80 px, 400 x 400 px, a width that
-    changes by 6 % over 512 px: PSF fluxes all over the field are off by 0.2 to 0.5 % (rms) with the PSF of a mean of 20
-    exposures, by 0.1 to 0.7 % with that of one, and by 1.2 % where one did not show that it varies (1 field of 10).
-    Wings of beta 2.5 change nothing in that, but the 2 % of the light beyond 3 FWHM are in no flux. Where pixels are
-    too coarse (FWHM 1.5 px) the shift to a star's place within them leaves another 0.7 %, whatever the PSF.
+    Measured (``bench/psf_accuracy.py`` does such fields) on simulated crowded fields, a star for 80 px, 400 x 400 px,
+    FWHM 3.5 px that changes by 6 % over 512 px: PSF fluxes all over the field are off by 0.02 to 0.4 % (rms) with the
+    PSF of a mean of 20 exposures, by 0.3 to 0.6 % with that of one (FWHM 5 px: up to 1.3 %); by 1.3 % where the stars
+    are too few to show that it varies. Wings of beta 2.5 change nothing in that, but the 2 % of the light beyond
+    3 FWHM are in no flux. Where pixels are too coarse (FWHM 1.5 px) the shift to a star's place within them leaves
+    0.7 % and more, whatever the PSF.
 
     Parameters
     ----------
@@ -141,6 +150,11 @@ class _State:
         self.background = self.background[stays]
         self.chosen[np.flatnonzero(self.chosen)[~stays]] = False
 
+    def forget(self, n_listed: int) -> None:
+        """Drop what was added to the first so many stars."""
+        self.stars, self.fluxes, self.snr, self.chosen = (
+            values[:n_listed] for values in (self.stars, self.fluxes, self.snr, self.chosen))
+
     def add(self, places: FloatArray, fluxes: FloatArray, snr: FloatArray) -> None:
         """Add neighbours that were found."""
         self.stars = np.concatenate([self.stars, places])
@@ -173,9 +187,9 @@ def _choose(field: _Field, stars: FloatArray, psf: FloatArray, fwhm: float, max_
 
 def _rounds(field: _Field, state: _State, psf: Psf, fwhm: float) -> tuple[FloatArray, FloatArray]:
     """Alternate between the stars and the PSF: its terms, and the profile that fits it best."""
-    free, number, profile = False, 0, psf.stamp
+    free, number, profile, n_listed = False, 0, psf.stamp, len(state.stars)
     while state.chosen.any() and number < _ROUNDS + (_MORE_ROUNDS if free else 0):
-        field = _fit_stars(field, state, psf, fwhm, number in (1, 2, _ROUNDS))
+        field = _fit_stars(field, state, psf, fwhm, number in (1, 2, _ROUNDS + 1))
         seen = _left_of_stars(field, state, psf)
         if not len(seen.values):
             break
@@ -185,6 +199,8 @@ def _rounds(field: _Field, state: _State, psf: Psf, fwhm: float) -> tuple[FloatA
             state.drop(stays)
         if number == _ROUNDS - 1:
             free = varies(seen.values, seen.weights, seen.basis, psf.stamp, fwhm)
+            if free:  # some of what was found beside the stars is what the PSF varies by
+                state.forget(n_listed)
         basis = seen.basis if free else seen.basis[:, :1]
         change, noise = stack_terms(seen.values, seen.weights, basis, psf.stamp)
         change[: len(psf.terms)] += psf.terms
@@ -249,7 +265,7 @@ def _normalised(terms: FloatArray, noise: FloatArray, fwhm: float) -> tuple[Floa
     mean = cut_circle(profile + share * ((terms[0] - constant) / total - profile))
     known = (_PRIOR_CHANGE * profile) ** 2
     share = np.where(inside, known / (known + noise**2), 0.0)
-    rest = [share * term for term in terms[1:]]
+    rest = [share * (term - constant_under_change(term, profile, noise)) for term in terms[1:]]
     return np.stack([mean, *(term - term.sum() * mean for term in rest)]), profile
 
 

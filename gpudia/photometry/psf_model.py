@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from gpudia.photometry.inputs import as_positions
 from gpudia.photometry.stamps import FloatArray
 
-__all__ = ["Psf", "cut_circle", "field_terms", "fit_moffat", "moffat_psf", "radius2"]
+__all__ = ["Psf", "constant_under_change", "cut_circle", "field_terms", "fit_moffat", "moffat_psf", "radius2"]
 
 #: How far a real PSF is from a Moffat profile: in terms of the pixel, and of the peak.
 _MISFIT, _MISFIT_FLOOR = 0.05, 0.0003
@@ -116,8 +117,7 @@ def fit_moffat(stamp: FloatArray, fwhm: float, noise: FloatArray) -> tuple[Float
     `noise` is 1 sigma of the pixels. Where they say little of the wings, beta is near 3.2, its usual value.
     """
     size = stamp.shape[0]
-    inside = radius2(size) <= (size / 2) ** 2
-    weight = 1 / np.hypot(noise, _MISFIT * np.maximum(stamp, 0.0) + _MISFIT_FLOOR * stamp.max())
+    inside, weight = _profile_weights(stamp, noise)
 
     def residual(p: FloatArray) -> FloatArray:
         profile = p[4] * moffat_psf(p[0], size, p[1], (p[2], p[3])) + p[5]
@@ -126,3 +126,22 @@ def fit_moffat(stamp: FloatArray, fwhm: float, noise: FloatArray) -> tuple[Float
     fit = least_squares(residual, [fwhm, _BETA, 0.0, 0.0, 1.0, 0.0], x_scale=[fwhm, 1.0, 0.1, 0.1, 1.0, 1e-3],
                         bounds=([0.5 * fwhm, 1.5, -0.6, -0.6, 0.1, -1.0], [2 * fwhm, 8.0, 0.6, 0.6, 3.0, 1.0]))
     return moffat_psf(fit.x[0], size, fit.x[1], (fit.x[2], fit.x[3])), float(fit.x[5])
+
+
+def constant_under_change(change: FloatArray, profile: FloatArray, noise: FloatArray) -> float:
+    """The constant that lies under a change of a PSF: what a change of width, ellipticity, place and flux leaves."""
+    grid = np.arange(len(profile)) - len(profile) // 2
+    x, y = grid, grid[:, None]
+    along_y, along_x = np.gradient(profile)
+    modes = [x * along_x + y * along_y, x * along_x - y * along_y, x * along_y + y * along_x, along_x, along_y, profile,
+             np.ones_like(profile)]
+    inside, weight = _profile_weights(profile, noise)
+    design = np.stack([(weight * mode)[inside] for mode in modes], axis=1)
+    scale = np.linalg.norm(design, axis=0)
+    return float(np.linalg.lstsq(design / scale, (weight * change)[inside], rcond=None)[0][-1] / scale[-1])
+
+
+def _profile_weights(stamp: FloatArray, noise: FloatArray) -> tuple[NDArray[np.bool_], FloatArray]:
+    """Which pixels count in the fit of a profile, and 1 / sigma of all, with what no profile fits."""
+    sigma = np.hypot(noise, _MISFIT * np.maximum(stamp, 0.0) + _MISFIT_FLOOR * stamp.max())
+    return radius2(len(stamp)) <= (len(stamp) / 2) ** 2, 1 / sigma

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 from astropy.table import Column, Table
-from astropy.wcs import WCS
+from astropy.wcs import WCS, Wcsprm
 
 __all__ = ["decode", "encode"]
 
@@ -148,22 +148,27 @@ def _table_of(parts: list[Any]) -> Table:
                   for name, values, unit, text in columns], meta=meta, copy=False)
 
 
-def _wcs_bytes(wcs: WCS) -> np.ndarray:
+def _wcs_parts(wcs: WCS) -> list[Any]:
+    """Shape, and a header as text, which is quick; a whole file where there are distortions."""
+    if not any((wcs.sip, wcs.cpdis1, wcs.cpdis2, wcs.det2im1, wcs.det2im2)):
+        return [wcs.pixel_shape, wcs.wcs.to_header(relax=True)]
     buffer = io.BytesIO()
     wcs.to_fits(relax=True).writeto(buffer)
-    shape = () if wcs.pixel_shape is None else wcs.pixel_shape
-    head = np.array([len(shape), *shape, *([0] * (2 - len(shape)))], np.int64).tobytes()
-    return np.frombuffer(head + buffer.getvalue(), np.uint8)
+    return [wcs.pixel_shape, np.frombuffer(buffer.getvalue(), np.uint8)]
 
 
-def _wcs_of(values: np.ndarray) -> WCS:
-    size, *shape = (int(n) for n in np.frombuffer(values[:24].tobytes(), np.int64))
-    with fits.open(io.BytesIO(values[24:].tobytes())) as hdus:
-        header = hdus[0].header
-        del header["NAXIS"]  # of an empty image
-        wcs = WCS(header, hdus, fix=False)
-    if size:
-        wcs.pixel_shape = tuple(shape)
+def _wcs_of(parts: list[Any]) -> WCS:
+    shape, header = parts
+    if isinstance(header, str):
+        wcs = WCS(naxis=2)
+        wcs.wcs = Wcsprm(header=header.encode(), relax=True)
+    else:
+        with fits.open(io.BytesIO(header.tobytes())) as hdus:
+            cards = hdus[0].header
+            del cards["NAXIS"]  # of an empty image
+            wcs = WCS(cards, hdus, fix=False)
+    if shape is not None:
+        wcs.pixel_shape = shape
     return wcs
 
 
@@ -173,5 +178,5 @@ _OTHERS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "path": (Path, str, Path),
     "table": (Table, _table_parts, _table_of),
     "header": (fits.Header, lambda h: h.tostring(sep="\n"), lambda text: fits.Header.fromstring(text, sep="\n")),
-    "wcs": (WCS, _wcs_bytes, _wcs_of),
+    "wcs": (WCS, _wcs_parts, _wcs_of),
 }

@@ -154,8 +154,12 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
         meta = {"stages": times, "wall": round(time.perf_counter() - start, 3)}
         result = write_results(job.output, job.config, backend or job.backend.name, looks, setup.reference,
                                setup.measures, results, meta)
-        result = replace(result, candidates=candidates)
+    add_times(job.times, take_times())
+    times = {name: round(seconds, 3) for name, seconds in job.times.items()}
     job.journal.write("end", ok=result.n_ok, failed=result.n_failed, skipped=result.n_skipped, stages=times)
+    result = replace(result, candidates=candidates, times=times, wall=round(time.perf_counter() - start, 3))
+    log.info("%s", result.summary().splitlines()[0])
+    log.info("seconds by stage: %s", ", ".join(f"{name} {seconds:.3g}" for name, seconds in times.items()))
     return result
 
 

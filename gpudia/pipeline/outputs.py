@@ -7,7 +7,8 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from html import escape
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 from astropy.timeseries import TimeSeries
+from astropy.wcs import WCS
 
 from gpudia import __version__
 from gpudia.backend import active_backend, to_host
 from gpudia.config import RunConfig
 from gpudia.flags import FRAME_FLAGS
-from gpudia.images import write_hdus, write_table
+from gpudia.images import write_hdus, write_images, write_table
 from gpudia.messages import printable
 from gpudia.model import DifferenceStack
 from gpudia.photometry import LightCurves, ZeroPoint, constant_star_epsilon, table_hdu, target_table, variability
@@ -33,19 +35,21 @@ from gpudia.pipeline.sifting import known_barycentric, series_table
 from gpudia.pipeline.variables import add_variability, variables_table
 from gpudia.report import write_report
 
-__all__ = ["RunResult", "difference_hdus", "provenance", "write_difference", "write_results"]
+__all__ = ["RunResult", "provenance", "write_difference", "write_results", "write_stack_image"]
 
 log = logging.getLogger("gpudia.pipeline")
 
 _NUMBERS = ("shift_x", "shift_y", "registration_rms", "registration_max", "registration_error", "n_matched", "route",
             "registration_kind", "scale", "scale_err", "epsilon", "epsilon_err", "chi2", "noise_gain", "n_masked",
             "n_clipped", "n_pixels", "iterations")
+#: Flags of a frame that speak against its fluxes.
+DOUBTS = ("bad_chi2", "scale_mismatch", "poor_registration", "noise_mismatch", "deconvolving")
 _WHOLE = ("n_matched", "n_masked", "n_clipped", "n_pixels", "iterations")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
-    """What a run made.
+    """What a run made; as text, and in a notebook, its `summary`.
 
     Attributes
     ----------
@@ -63,6 +67,10 @@ class RunResult:
         All stars.
     candidates : Table or None
         What the search of the differences found; None where it was not asked for.
+    times : dict of str to float
+        Seconds by stage, of all threads and processes together; those of an earlier run that was gone on with, too.
+    wall : float
+        Seconds that this run took.
     """
 
     output: Path
@@ -74,6 +82,14 @@ class RunResult:
     target: TimeSeries | None
     lightcurves: LightCurves
     candidates: Table | None = None
+    times: dict[str, float] = field(default_factory=dict)
+    wall: float = math.nan
+
+    def __repr__(self) -> str:
+        return f"RunResult in {self.output}: {self.summary()}"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.summary())}</pre>"
 
     def summary(self) -> str:
         """Return what a person wants to know in ten seconds."""
@@ -84,10 +100,27 @@ class RunResult:
         lines += bad[:10] + ([f"  ... and {len(bad) - 10} more"] if len(bad) > 10 else [])
         unwanted = Counter(row["reason"].split(", got ")[0] for row in self.epochs if row["status"] == "skipped")
         lines += [f"  {count} {reason}" for reason, count in unwanted.most_common()]
+        lines += self._doubtful()
         if self.candidates is not None:
             lines.append(f"{len(self.candidates)} candidates, "
                          f"{int((self.candidates['flags'] == 0).sum())} of them without flags: candidates.ecsv")
+        lines += self._most_of_the_time()
         return "\n".join([*lines, f"report: {self.report}"])
+
+    def _doubtful(self) -> list[str]:
+        """How many of the frames that are ok have which flag that speaks against them."""
+        flags = np.asarray(self.epochs["flags"])[np.asarray(self.epochs["status"]) == "ok"]
+        found = {name: int((flags & getattr(FRAME_FLAGS, name) != 0).sum()) for name in DOUBTS}
+        named = [f"{count} {name}" for name, count in found.items() if count]
+        return [f"  flagged among the ok: {', '.join(named)}"] if named else []
+
+    def _most_of_the_time(self) -> list[str]:
+        """Where the time went, the bottleneck first."""
+        longest = sorted(self.times.items(), key=lambda stage: -stage[1])[:4]
+        if not longest or not math.isfinite(self.wall):
+            return []
+        rest = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in longest[1:])
+        return [f"{self.wall:.3g} s; most of the time went to {longest[0][0]} ({longest[0][1]:.3g} s), then {rest}"]
 
 
 def provenance(backend: str, reference: str, settings: Mapping[str, Any]) -> fits.Header:
@@ -120,26 +153,23 @@ def write_difference(path: Path, look: Look, stack: DifferenceStack, i: int, bit
         "SCALEERR": (float(stack.scale_error[i]), "1 sigma of SCALE"),
         "CHI2": (float(stack.chi2[i]), "chi^2 per degree of freedom of the fit"),
         "FLAGS": (look.flags, "bits of gpudia.flags.FRAME_FLAGS"), "MJD": (look.mjd, "[d] mid-exposure, UTC")})
-    wcs = None if reference.cutout.wcs is None else reference.cutout.wcs.to_header(relax=True)
-    write_hdus(difference_hdus(stack, i, bits, cards, wcs, more), path)
+    write_stack_image(path, stack, i, bits, cards, reference.cutout.wcs, more)
 
 
-def difference_hdus(stack: DifferenceStack, i: int, bits: np.ndarray, cards: fits.Header,
-                    wcs: fits.Header | None, more: Mapping[str, np.ndarray] | None = None) -> fits.HDUList:
+def write_stack_image(path: Path, stack: DifferenceStack, i: int, bits: np.ndarray, cards: fits.Header,
+                      wcs: WCS | None, more: Mapping[str, np.ndarray] | None = None) -> None:
     """DIFF, MODEL, ERR, MASK, `more`, KERNEL (at the centre), BKG (coefficients), KERNELS (every polynomial term)."""
     with np.errstate(invalid="ignore"):
         error = np.sqrt(stack.variance[i])
     planes = {"DIFF": stack.difference[i], "MODEL": stack.model[i], "ERR": error, "MASK": bits, **(more or {})}
-    hdus = fits.HDUList([fits.PrimaryHDU(header=cards)])
-    for name, plane in planes.items():
-        hdus.append(fits.ImageHDU(np.asarray(plane, np.uint8 if name == "MASK" else np.float32), header=wcs, name=name))
-    hdus.append(fits.ImageHDU(stack.kernel[i], name="KERNEL"))
-    background = fits.ImageHDU(stack.background[i], name="BKG")
-    background.header["COMMENT"] = "Coefficients of 1, x, y, x^2, xy, y^2, ... with x, y from -1 to 1 over the frame."
-    hdus.append(background)
+    images = {name: np.asarray(plane, np.uint8 if name == "MASK" else np.float32) for name, plane in planes.items()}
+    images |= {"KERNEL": stack.kernel[i], "BKG": stack.background[i]}
     if stack.coefficients.shape[1] > 1:
-        hdus.append(fits.ImageHDU(stack.coefficients[i], name="KERNELS"))
-    return hdus
+        images["KERNELS"] = stack.coefficients[i]
+    headers = {} if wcs is None else dict.fromkeys(planes, wcs.to_header(relax=True))
+    headers["BKG"] = fits.Header()
+    headers["BKG"]["COMMENT"] = "Coefficients of 1, x, y, x^2, xy, y^2, ... with x, y from -1 to 1 over the frame."
+    write_images(path, cards, images, headers)
 
 
 def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence[Look], reference: RunReference,

@@ -15,6 +15,7 @@ from gpudia.errors import FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import Frame, Region, Registration, cut
 from gpudia.model import ReferencePlan, resample
+from gpudia.pipeline.stages import stage
 
 __all__ = ["Prepared", "PreparedBatch", "images_at_once", "in_batches", "place_batch", "prepare", "resampled"]
 
@@ -165,9 +166,8 @@ def place_batch(batch: Sequence[Prepared], shape: tuple[int, int], backend: Back
         data, variance, bits = (to_device(np.stack([getattr(batch[i].cutout, name) for i in plain]), backend)
                                 for name in ("data", "variance", "mask"))
         planes = {i: (data[k], variance[k], bits[k], None) for k, i in enumerate(plain)}
-    for i, prepared in enumerate(batch):
-        if prepared.matrix is not None:
-            planes[i] = _mapped(prepared, shape, backend)
+    with stage("prepare"):
+        planes |= {i: _mapped(p, shape, backend) for i, p in enumerate(batch) if p.matrix is not None}
     ordered = [planes[i] for i in range(len(batch))]
     data, variance, bits = (xp.stack([p[k].astype(t) for p in ordered])
                             for k, t in ((0, xp.float32), (1, xp.float64), (2, xp.uint8)))
@@ -183,12 +183,9 @@ def _mapped(prepared: Prepared, shape: tuple[int, int], backend: Backend) -> tup
     xp, cutout = backend.xp, prepared.cutout
     data, variance, bits = (to_device(plane[None], backend) for plane in (cutout.data, cutout.variance, cutout.mask))
     matrix = np.asarray(prepared.matrix)[None]
-    out = resample(data, variance, bits != 0, matrix, shape)
-    mask = xp.where(out.mask[0], PIXEL_FLAGS.bad, 0).astype(xp.uint8)
-    for flag in (PIXEL_FLAGS.saturated, PIXEL_FLAGS.no_data):
-        # which kind of bad pixel it was: the nearest output pixels of such ones
-        kind = resample(data, variance, (bits & flag) != 0, matrix, shape).mask[0]
-        mask = xp.where(kind, mask | flag, mask)
+    out = resample(data, variance, bits, matrix, shape)
+    kept = out.mask[0] & (PIXEL_FLAGS.saturated | PIXEL_FLAGS.no_data)  # other bad pixels are just bad when spread
+    mask = xp.where(out.mask[0] != 0, kept | PIXEL_FLAGS.bad, 0).astype(xp.uint8)
     ratio = out.source_variance[0] / xp.where(out.variance[0] > 0, out.variance[0], 1.0)
     variance = xp.where(out.variance[0] > 0, out.variance[0], 1.0)
     return out.data[0], variance, mask, ratio if prepared.interpolated else None

@@ -12,9 +12,9 @@ from gpudia.backend import active_backend
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
-from gpudia.images import Frame, write_hdus
+from gpudia.images import Frame
 from gpudia.pipeline.looks import FrameStore, Look, check_all, register_looks, take_look
-from gpudia.pipeline.outputs import difference_hdus, provenance
+from gpudia.pipeline.outputs import provenance, write_stack_image
 from gpudia.pipeline.prepare import place_batch, prepare
 from gpudia.pipeline.reference import make_reference, provisional, settle_model
 
@@ -152,8 +152,7 @@ def subtract_files(reference: str | Path, image: str | Path, output: str | Path,
         "SCALEERR": (float(stack.scale_error[0]), "1 sigma of SCALE"),
         "CHI2": (float(stack.chi2[0]), "chi^2 per degree of freedom of the fit"),
         "FLAGS": (flags, "bits of gpudia.flags.FRAME_FLAGS")})
-    wcs = None if made.cutout.wcs is None else made.cutout.wcs.to_header(relax=True)
-    write_hdus(difference_hdus(stack, 0, placed.bits[0] | stack.flags[0], cards, wcs), output)
+    write_stack_image(output, stack, 0, placed.bits[0] | stack.flags[0], cards, made.cutout.wcs)
     return SubtractResult(output, made.kernel_size, float(stack.scale[0]), float(stack.scale_error[0]),
                           float(stack.chi2[0]), int(stack.n_pixels[0]), flags)
 

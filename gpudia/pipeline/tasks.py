@@ -6,6 +6,7 @@ where it was done.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
@@ -27,7 +28,7 @@ from gpudia.pipeline.epochs import KEEP, EpochOutcome, Product, finish, flagged
 from gpudia.pipeline.looks import FrameStore, Look, Seen, frame_errors, register_looks, take_look
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_batch
 from gpudia.pipeline.outputs import write_difference
-from gpudia.pipeline.prepare import Prepared, place_batch, prepare
+from gpudia.pipeline.prepare import Prepared, PreparedBatch, place_batch, prepare
 from gpudia.pipeline.reference import RunReference
 from gpudia.pipeline.stages import stage, take_times
 from gpudia.pipeline.storage import writing
@@ -144,11 +145,26 @@ def _one_thread() -> Any:
 
 
 _Ready = list[tuple[Look, Prepared]]
+
+
+@dataclass(frozen=True)
+class _ReadBatch:
+    """A batch that was read, cut and placed on the device; frames that could not be are outcomes already.
+
+    `placed` is None where the device did not take the batch.
+    """
+
+    ready: _Ready
+    placed: PreparedBatch | None
+    failed: list[EpochOutcome]
+    times: dict[str, float]
+
+
 _Pending = tuple[list[EpochOutcome], dict[str, float], Future[dict[str, float]]]
 
 
 def do_batches(batches: Iterable[Sequence[Look]], setup: Setup) -> Iterator[bytes]:
-    """Work on batches one after the other; the next is read and the last is written meanwhile.
+    """Work on batches one after the other; the next is read and placed and the last is written meanwhile.
 
     At most three batches are held at a time.
 
@@ -158,19 +174,20 @@ def do_batches(batches: Iterable[Sequence[Look]], setup: Setup) -> Iterator[byte
         A `BatchDone`, when all its files are on the disk.
     """
     todo = iter(batches)
+    _ = setup.reference.plan  # built here, not by two threads at once
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, _one_thread():
         coming = _next(todo, setup, reader)
         behind: _Pending | None = None
         while coming is not None:
-            ready, failed, times = coming.result()
+            read: _ReadBatch = coming.result()
             coming = _next(todo, setup, reader)
-            outcomes, products = _solved(ready, setup)
+            outcomes, products = _solved(read.ready, read.placed, setup)
             solve_times = take_times()
             if behind is not None:
                 yield _written(*behind)
-            for name, seconds in times.items():
+            for name, seconds in read.times.items():
                 solve_times[name] = solve_times.get(name, 0.0) + seconds
-            behind = failed + outcomes, solve_times, writer.submit(_write, products, setup)
+            behind = read.failed + outcomes, solve_times, writer.submit(_write, products, setup)
         if behind is not None:
             yield _written(*behind)
 
@@ -186,8 +203,8 @@ def _written(outcomes: list[EpochOutcome], times: dict[str, float], writing_them
     return encode(BatchDone(outcomes, active_backend().name, times))
 
 
-def _read(batch: Sequence[Look], setup: Setup) -> tuple[_Ready, list[EpochOutcome], dict[str, float]]:
-    """Cut the frames of a batch; those that cannot be are outcomes already."""
+def _read(batch: Sequence[Look], setup: Setup) -> _ReadBatch:
+    """Cut the frames of a batch and place them on the device."""
     ready: _Ready = []
     failed = []
     store = setup.looks.store()
@@ -200,7 +217,17 @@ def _read(batch: Sequence[Look], setup: Setup) -> tuple[_Ready, list[EpochOutcom
             look.seconds += time.perf_counter() - start
         except FrameError as error:
             failed.append(EpochOutcome.of(look.failed(error)))
-    return ready, failed, take_times()
+    placed = None
+    if ready:
+        with contextlib.suppress(FrameError), frame_errors(ready[0][0].path):  # tried once more, then in halves
+            placed = _placed(ready, setup)
+    return _ReadBatch(ready, placed, failed, take_times())
+
+
+def _placed(ready: _Ready, setup: Setup) -> PreparedBatch:
+    reference = setup.reference
+    with stage("transfer"):
+        return place_batch([prepared for _, prepared in ready], reference.region.shape, reference.plan.backend)
 
 
 @dataclass(frozen=True)
@@ -214,20 +241,20 @@ class _Batch:
     failed: dict[int, EpochOutcome]
 
 
-def _solved(ready: _Ready, setup: Setup) -> tuple[list[EpochOutcome], list[Product]]:
+def _solved(ready: _Ready, placed: PreparedBatch | None, setup: Setup) -> tuple[list[EpochOutcome], list[Product]]:
     """Upload, solve, measure and download; a batch that does not get through is tried in halves."""
     if not ready:
         return [], []
     start = time.perf_counter()
     try:
         with frame_errors(ready[0][0].path):
-            batch = _solve(ready, setup)
+            batch = _solve(ready, placed or _placed(ready, setup), setup)
     except FrameError as error:
         if len(ready) == 1:
             return [EpochOutcome.of(ready[0][0].failed(error))], []
         log.warning("a batch of %d frames failed (%s); going on with its halves", len(ready), error.reason)
         half = len(ready) // 2
-        first, second = _solved(ready[:half], setup), _solved(ready[half:], setup)
+        first, second = _solved(ready[:half], None, setup), _solved(ready[half:], None, setup)
         return first[0] + second[0], first[1] + second[1]
     shared = (time.perf_counter() - start) / len(ready)
     outcomes, products = [], []
@@ -243,12 +270,10 @@ def _solved(ready: _Ready, setup: Setup) -> tuple[list[EpochOutcome], list[Produ
     return outcomes, products
 
 
-def _solve(ready: _Ready, setup: Setup) -> _Batch:
+def _solve(ready: _Ready, placed: PreparedBatch, setup: Setup) -> _Batch:
     """Solve and measure on the device; what is left to do is done on the host."""
     reference = setup.reference
     plan = reference.plan
-    with stage("transfer"):
-        placed = place_batch([prepared for _, prepared in ready], reference.region.shape, plan.backend)
     with stage("solve"):
         stack = plan.subtract(placed.data, placed.error, placed.mask, keep=KEEP)
     with stage("transfer"):
