@@ -193,6 +193,8 @@ SOURCE_FLAGS = FlagTable(
     Flag(256, "limit", "total flux below 3 sigma: magnitude is an upper limit", "use the flux"),
     Flag(512, "duplicate", "within half a pixel of another entry of the catalog: one light curve under two ids "
          "(SOURCES only)", "use the other entry"),
+    Flag(1024, "poor_fit", "the PSF does not describe the star on the difference: its error is raised accordingly",
+         "look at the difference; compare with the aperture sum"),
 )
 
 #: Bits of a detection on a difference image, and of a candidate: what speaks against a variable star.

@@ -19,6 +19,10 @@ __all__ = ["Block", "Epoch", "Stars"]
 
 #: A masked pixel raises a flag where the PSF has this share of its peak or more (squared, as it counts in the flux).
 _FAINT = 0.01**2
+#: chi^2 of the PSF's fit counts as that of noise up to so many sigma: pixels are correlated, fewer independent.
+_CHI2_SIGMA = 5.0
+#: Excess of chi^2 from which on the fit is called poor: errors are then 1.4 times what noise makes them, or more.
+_POOR_FIT = 2.0
 
 
 class Epoch(NamedTuple):
@@ -62,11 +66,12 @@ class Stars:
 
 
 class Weighted(NamedTuple):
-    """A linear measure of some stars: pixel weights (S, m, m), what each pixel counts, and from where on it flags."""
+    """A linear measure of some stars, (S, m, m): pixel weights, what each pixel counts, which of them flag, the PSF."""
 
     weights: Any
     counts: Any
     matters: Any
+    light: Any
 
 
 class Under(NamedTuple):
@@ -141,7 +146,7 @@ class Block:
         norm = (weighted * light).sum(axis=(1, 2))
         counts = light * light
         return Weighted(weighted / xp.where(norm > 0, norm, 1.0)[:, None, None], counts,
-                        (counts > 0) & (counts >= _FAINT * counts.max(axis=(1, 2), keepdims=True)))
+                        (counts > 0) & (counts >= _FAINT * counts.max(axis=(1, 2), keepdims=True)), light)
 
     def _aperture(self, light: Any, pixels: Under) -> Weighted:
         """Weights c, or c / c^T phi with a PSF."""
@@ -149,10 +154,20 @@ class Block:
         inside = circle > 0
         weights = xp.where(pixels.good, circle, 0.0)
         if light is None:
-            return Weighted(weights, circle, inside)
+            return Weighted(weights, circle, inside, light)
         lit = (weights * light).sum(axis=(1, 2))
         return Weighted(weights / xp.where(lit > 0, lit, xp.inf)[:, None, None],
-                        xp.where(inside, xp.maximum(circle * light, 1e-12), 0.0), inside)
+                        xp.where(inside, xp.maximum(circle * light, 1e-12), 0.0), inside, light)
+
+    def _misfit(self, psf: Weighted, pixels: Under, flux: Any) -> Any:
+        """By how much chi^2 of the PSF's fit exceeds what noise alone gives in all but few cases; at least 1."""
+        xp = self.xp
+        used = psf.matters & pixels.good
+        n = used.sum(axis=(1, 2)).astype(xp.float64)
+        rest = pixels.values - flux[:, None, None].astype(self.dtype) * psf.light
+        chi2 = xp.where(used, rest * rest * pixels.inverse, 0.0).sum(axis=(1, 2)).astype(xp.float64)
+        n = xp.maximum(n - 1.0, 1.0)
+        return xp.maximum(chi2 / (n + _CHI2_SIGMA * xp.sqrt(2.0 * n)), 1.0)
 
     def _flux(self, one: Weighted, pixels: Under, lever: _Leverage, name: str, usable: Any,
               limit: float) -> ForcedFluxes:
@@ -161,7 +176,11 @@ class Block:
         flags = source_flags(xp, xp.where(one.matters, pixels.bits, 0))
         ok = usable & (lost <= limit) & ((flags & SOURCE_FLAGS.outside) == 0)
         flux = (one.weights * pixels.values).sum(axis=(1, 2)).astype(xp.float64)
-        flux, variance = lever.put_right(name, flux)
+        raw, (flux, variance) = flux, lever.put_right(name, flux)
+        if name == "psf" and self.stars.convolved:
+            excess = self._misfit(one, pixels, raw)
+            variance = variance * excess
+            flags = flags | xp.where(excess > _POOR_FIT, SOURCE_FLAGS.poor_fit, 0).astype(xp.int32)
         n_masked = ((one.counts > 0) & ~pixels.good).sum(axis=(1, 2)).astype(xp.int32)
         ok = ok & (variance > 0)
         error = xp.sqrt(xp.where(ok, variance, 1.0))

@@ -53,6 +53,10 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
 
     with :math:`\rho = V_0 / a^T W^{-1} a`: as far as sums are noisier than `variance` says, the coefficients are, too.
 
+    Where chi^2 of the PSF's fit over the n pixels of 1 % of its peak or more exceeds n - 1 + 5 sqrt(2 (n - 1)), the
+    variance of the PSF flux is raised by that ratio: noise alone does not explain what is left there. From twice that
+    on the flux is flagged ``poor_fit``.
+
     Parameters
     ----------
     difference, variance : (B, H, W)

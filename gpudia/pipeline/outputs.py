@@ -29,7 +29,7 @@ from gpudia.model import DifferenceStack
 from gpudia.photometry import LightCurves, ZeroPoint, constant_star_epsilon, table_hdu, target_table, variability
 from gpudia.pipeline.calibrate import calibrated
 from gpudia.pipeline.looks import Look
-from gpudia.pipeline.measure import EpochFluxes, Measures
+from gpudia.pipeline.measure import EpochFluxes, Measures, recommended
 from gpudia.pipeline.reference import RunReference
 from gpudia.pipeline.sifting import known_barycentric, series_table
 from gpudia.pipeline.variables import add_variability, variables_table
@@ -177,10 +177,11 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     """Put the epochs together: tables, light curves, reference and report; `meta` goes with the table of epochs."""
     done = [look for look in looks if look.name in results and not look.reason]
     fluxes = [results[look.name] for look in done]
-    _check_scales(done, fluxes, measures)
+    best = recommended(measures, fluxes)
+    _check_scales(done, fluxes, measures, best)
     epochs = epoch_table(looks)
-    curves, doubt = calibrated(_light_curves(done, fluxes, reference, measures, epochs), config, reference.look)
-    doubts = _doubts(done, fluxes, reference, measures) + ([doubt] if doubt else [])
+    curves, doubt = calibrated(_light_curves(done, fluxes, reference, measures, epochs, best), config, reference.look)
+    doubts = _doubts(done, fluxes, reference, measures, best) + ([doubt] if doubt else [])
     for text in doubts:
         log.warning("%s", text)
     for key, value in (("OBJECT", reference.cutout.header.get("OBJECT", "")), ("BACKEND", backend),
@@ -192,7 +193,7 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     write_table(variables_table(curves.sources), output / "variables.ecsv")
     target = None
     if reference.target is not None and done:
-        target = _target_series(done, fluxes, reference, measures, curves.zero_point)
+        target = _target_series(done, fluxes, reference, measures, curves.zero_point, best)
         target.meta |= {"doubts": doubts} if doubts else {}
         write_table(target, output / "target.ecsv")
     write_hdus(_reference_hdus(backend, reference, measures, curves), output / "reference.fits")
@@ -208,7 +209,7 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _doubts(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference,
-            measures: Measures) -> list[str]:
+            measures: Measures, best: str) -> list[str]:
     """What speaks against the reference: images sharper than it, no PSF of its own, a target that varies in a stack."""
     doubts = []
     if measures.psf.method == "assumed":
@@ -218,7 +219,7 @@ def _doubts(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunR
     if 4 * len(sharper) > len(done):
         doubts.append(f"{len(sharper)} of {len(done)} frames are sharper than the reference, whose noise is amplified "
                       "in them; take a sharper one with --reference FILE, or fewer frames with --stack-size")
-    members = [epoch.fluxes[measures.recommended] for look, epoch in zip(done, fluxes, strict=True)
+    members = [epoch.fluxes[best] for look, epoch in zip(done, fluxes, strict=True)
                if look.name in reference.weights]
     if reference.target is not None and len(members) > 2:
         spread = variability(*(np.array([getattr(m, name)[-1:] for m in members], float)
@@ -230,9 +231,8 @@ def _doubts(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunR
     return doubts
 
 
-def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures) -> None:
+def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures, method: str) -> None:
     """Measure the scale error of every epoch from the stars; flag it where it is beyond its error."""
-    method = measures.recommended
     for look, epoch in zip(done, fluxes, strict=True):
         best = epoch.fluxes[method]
         found = constant_star_epsilon(best.flux_diff, best.flux_diff_err, measures.flux[method],
@@ -266,8 +266,8 @@ def _stacked(fluxes: Sequence[EpochFluxes], method: str, name: str, count: int) 
 
 
 def _light_curves(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference, measures: Measures,
-                  epochs: Table) -> LightCurves:
-    n, best = len(reference.stars), measures.recommended
+                  epochs: Table, best: str) -> LightCurves:
+    n = len(reference.stars)
     planes: dict[str, np.ndarray] = {}
     for suffix, method in (("", best), *((f"_{name.upper()}", name) for name in measures.flux)):
         for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"):
@@ -284,8 +284,7 @@ def _light_curves(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference
 
 
 def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference,
-                   measures: Measures, zero_point: ZeroPoint) -> TimeSeries:
-    best = measures.recommended
+                   measures: Measures, zero_point: ZeroPoint, best: str) -> TimeSeries:
     curves = {method: type(fluxes[0].fluxes[method])(*(
         np.array([getattr(epoch.fluxes[method], name)[-1] for epoch in fluxes])
         for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"))) for method in measures.flux}
