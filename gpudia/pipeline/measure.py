@@ -39,6 +39,8 @@ Bits = NDArray[np.uint8]
 _MASKED = 0.2
 #: Stars that say whether the PSF describes the differences.
 _BRIGHTEST = 10
+#: Difference of PSF flux and aperture sum, over both errors, that noise does not explain in most of them.
+_DISAGREE = 0.8
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,10 @@ def recommended(measures: Measures, epochs: Sequence[EpochFluxes]) -> str:
 
     PSF fluxes scatter by the Cramer-Rao bound, aperture sums by a fifth more (bench/photometry.py). But sums feel less
     of it where kernel and PSF do not describe what the bright stars leave on the differences: in the two RISE frames
-    that are dithered by 100 px the one are off by 1.5 % (median of five bright stars), the other by 4 %. The two measures
-    then disagree. So it is the sums where for most of the ten brightest stars they do, by more than 2 sigma of both, in
-    more than a quarter of the epochs; and where the PSF was not made of stars.
+    that are dithered by 100 px the ones are off by 1.5 % (median of five bright stars), the others by 4 %. The two then
+    disagree. So it is the sums where for most of the ten brightest stars they do so by more than 0.8 of their errors
+    (two sigma: they share most of their noise, and differ by 0.4 of them) in more than a quarter of the epochs; and
+    where the PSF was not made of stars.
     """
     if measures.psf.method == "assumed":
         return "ap"
@@ -124,7 +127,7 @@ def recommended(measures: Measures, epochs: Sequence[EpochFluxes]) -> str:
         with np.errstate(invalid="ignore", divide="ignore"):
             off = np.abs(psf.flux_diff - sums.flux_diff) / np.hypot(psf.flux_diff_err, sums.flux_diff_err)
         off = off[bright][np.isfinite(off[bright])]
-        disagree.append(bool(len(off)) and float(np.median(off)) > 2)
+        disagree.append(bool(len(off)) and float(np.median(off)) > _DISAGREE)
     return "ap" if 4 * sum(disagree) > len(disagree) else "psf"
 
 
