@@ -132,7 +132,8 @@ def compared(series: SimulatedSeries, result: Any, cards: dict[str, Any]) -> dic
         found["variables"][method] = ratio[good & ~constant]
     ratio = (np.asarray(epochs["scale"]) / true_scale)[~own]
     found["scale"] = (ratio - 1) * (true_scale / np.asarray(epochs["scale_err"]))[~own]
-    found["run"] = {"ok": result.n_ok, "stars": len(stars), "psf": cards["PSFKIND"], "recommended": str(result.target["method"][0]), "in_reference": cards["NCOMBINE"],
+    found["run"] = {"ok": result.n_ok, "stars": len(stars), "psf": cards["PSFKIND"],
+                    "recommended": str(result.target["method"][0]), "in_reference": cards["NCOMBINE"],
                     "resampled": int(((np.asarray(epochs["flags"]) & FRAME_FLAGS.resampled) != 0).sum()),
                     "chi2": rounded(np.median(epochs["chi2"])),
                     "scale_over_truth": [rounded(ratio.mean()), rounded(ratio.std())]}
