@@ -7,6 +7,7 @@ from gpudia.photometry.detection import DETECTION_COLUMNS, KnownStars, associate
 from gpudia.photometry.empirical import empirical_psf
 from gpudia.photometry.exports import export_all, export_star
 from gpudia.photometry.forced import forced_photometry, measure_apertures, psf_photometry
+from gpudia.photometry.joint import JointPosition, StarStamp, fit_position, fluxes_at
 from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_hdu
 from gpudia.photometry.linear import EpochNoise, linear_flux_variance
 from gpudia.photometry.psf import epoch_psf
@@ -33,11 +34,13 @@ __all__ = [
     "CrowdedFluxes",
     "EpochNoise",
     "ForcedFluxes",
+    "JointPosition",
     "KnownStars",
     "LightCurves",
     "Magnitudes",
     "Psf",
     "Stamps",
+    "StarStamp",
     "Tie",
     "Variability",
     "ZeroPoint",
@@ -55,7 +58,9 @@ __all__ = [
     "epoch_psf",
     "export_all",
     "export_star",
+    "fit_position",
     "fit_zero_point",
+    "fluxes_at",
     "forced_photometry",
     "linear_flux_variance",
     "magnitudes",

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpudia.backend import backend_of, to_device, to_host
-from gpudia.flags import SOURCE_FLAGS
+from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.images import sky_and_noise
 from gpudia.model import DifferenceStack, ReferencePlan, covariance_correction, evaluate_terms
 from gpudia.photometry import (
@@ -21,12 +21,16 @@ from gpudia.photometry import (
     EpochNoise,
     ForcedFluxes,
     Psf,
+    Stamps,
+    StarStamp,
     choose_aperture_radius,
     combine,
     crowded_photometry,
     empirical_psf,
+    epoch_psf,
     forced_photometry,
 )
+from gpudia.photometry.stamps import StampsOn
 from gpudia.pipeline.reference import RunReference
 
 __all__ = ["EpochFluxes", "Measures", "measure_batch", "prepare_measures", "recommended"]
@@ -53,6 +57,7 @@ class Measures:
     """
 
     positions: Float
+    has_target: bool
     radius: float
     stamp_size: int
     psf: Psf
@@ -69,13 +74,15 @@ class Measures:
 class EpochFluxes:
     """Fluxes of all positions in one epoch, ADU of the reference, and flags, by method; scale at each position.
 
-    The error of the scale is the image's own: the reference's part is the same in all epochs.
+    The error of the scale is the image's own: the reference's part is the same in all epochs. `target` is what the
+    difference shows around the target, where there is one.
     """
 
     fluxes: dict[str, CombinedFluxes]
     flags: dict[str, NDArray[np.int32]]
     scale: Float
     scale_error: float
+    target: StarStamp | None = None
 
 
 def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radius: float | str,
@@ -100,8 +107,9 @@ def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radiu
                                one_place=max(fwhm / 2, 0.5), search=True, max_masked_fraction=_MASKED)
     inside, fitted = found.aperture, found.psf
     return Measures(
-        positions, radius, _stamp_size(known, radius), psf, {"ap": inside.flux, "psf": fitted.flux},
-        {"ap": inside.error, "psf": fitted.error}, {"ap": inside.flags, "psf": fitted.flags},
+        positions, reference.target is not None, radius, _stamp_size(known, radius), psf,
+        {"ap": inside.flux, "psf": fitted.flux}, {"ap": inside.error, "psf": fitted.error},
+        {"ap": inside.flags, "psf": fitted.flags},
         np.where(cutout.mask != 0, np.nan, cutout.data).astype(float), cutout.variance.astype(float), cutout.shape,
         background_degree)
 
@@ -169,8 +177,22 @@ def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStac
     # what a frame adds to the reference is in a total flux twice, as F_ref and as -F_ref: not less noise
     members = {i: replace(noise, shared=0.0) for i, noise in noises.items() if noise.shared}
     alone = _forced(measures, stack, bits, members)
-    return {i: _epoch(measures, forced[i], alone.get(i), scale, float(to_host(stack.scale_error_image[i])))
+    return {i: _epoch(measures, forced[i], alone.get(i), scale, float(to_host(stack.scale_error_image[i])),
+                      _target_stamp(measures, stack, i, bits[i]) if measures.has_target else None)
             for i, scale in scales.items()}
+
+
+def _target_stamp(measures: Measures, stack: DifferenceStack, i: int, bits: Bits) -> StarStamp:
+    """What image `i` shows around the target, on the host."""
+    where = Stamps(measures.positions[-1:], measures.stamp_size)
+    placed = StampsOn(where, measures.shape, backend_of(stack.difference))
+    kernel = stack.kernel_at(i, *measures.positions[-1])
+    psf = epoch_psf(measures.psf.at(where.positions)[0], kernel)
+    cut = max(0, psf.shape[-1] - where.size) // 2
+    psf = np.pad(psf, max(0, where.size - psf.shape[-1]) // 2)[cut:cut + where.size, cut:cut + where.size]
+    values, variance = (to_host(placed.gather(plane[i]))[0].astype(np.float32)
+                        for plane in (stack.difference, stack.variance))
+    return StarStamp(values, variance, where.gather(bits, outside=PIXEL_FLAGS.border)[0], psf.astype(np.float32))
 
 
 def _noise(measures: Measures, plan: ReferencePlan, stack: DifferenceStack, i: int, noise_ratio: Any,
@@ -202,10 +224,10 @@ def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits]
 
 
 def _epoch(measures: Measures, forced: dict[str, ForcedFluxes], alone: dict[str, ForcedFluxes] | None, scale: Float,
-           error: float) -> EpochFluxes:
+           error: float, target: StarStamp | None) -> EpochFluxes:
     fluxes = {name: combine(one.flux, one.error, measures.flux[name], scale, error) for name, one in forced.items()}
     if alone is not None:
         fluxes = {name: both._replace(flux_err=combine(alone[name].flux, alone[name].error, measures.flux[name], scale,
                                                        error).flux_err) for name, both in fluxes.items()}
     found = {name: one.flags | measures.flags[name] for name, one in forced.items()}
-    return EpochFluxes(fluxes, found, scale, error)
+    return EpochFluxes(fluxes, found, scale, error, target)

@@ -26,12 +26,13 @@ from gpudia.flags import FRAME_FLAGS
 from gpudia.images import write_hdus, write_images, write_table
 from gpudia.messages import printable
 from gpudia.model import DifferenceStack
-from gpudia.photometry import LightCurves, ZeroPoint, constant_star_epsilon, table_hdu, target_table, variability
+from gpudia.photometry import LightCurves, constant_star_epsilon, table_hdu, variability
 from gpudia.pipeline.calibrate import calibrated
 from gpudia.pipeline.looks import Look
 from gpudia.pipeline.measure import EpochFluxes, Measures, recommended
 from gpudia.pipeline.reference import RunReference
-from gpudia.pipeline.sifting import known_barycentric, series_table
+from gpudia.pipeline.sifting import series_table
+from gpudia.pipeline.target import target_series
 from gpudia.pipeline.variables import add_variability, variables_table
 from gpudia.report import write_report
 
@@ -193,7 +194,7 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     write_table(variables_table(curves.sources), output / "variables.ecsv")
     target = None
     if reference.target is not None and done:
-        target = _target_series(done, fluxes, reference, measures, curves.zero_point, best)
+        target = target_series(done, fluxes, reference, measures, curves.zero_point, best)
         target.meta |= {"doubts": doubts} if doubts else {}
         write_table(target, output / "target.ecsv")
     write_hdus(_reference_hdus(backend, reference, measures, curves), output / "reference.fits")
@@ -281,25 +282,6 @@ def _light_curves(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference
     epochs = Table(epochs[ok], meta={})
     add_variability(sources, epochs, planes, measures.radius)
     return LightCurves(sources, epochs, planes)
-
-
-def _target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference,
-                   measures: Measures, zero_point: ZeroPoint, best: str) -> TimeSeries:
-    curves = {method: type(fluxes[0].fluxes[method])(*(
-        np.array([getattr(epoch.fluxes[method], name)[-1] for epoch in fluxes])
-        for name in ("flux_diff", "flux_diff_err", "flux", "flux_err"))) for method in measures.flux}
-    series = target_table(
-        [look.mjd for look in done], [look.name for look in done], curves, best, flux_ref=measures.flux[best][-1],
-        scale=[epoch.scale[-1] for epoch in fluxes], scale_err=[epoch.scale_error for epoch in fluxes],
-        flags=[epoch.flags[best][-1] for epoch in fluxes], zero_point=zero_point, bjd_tdb=known_barycentric(done))
-    x, y = reference.region.to_frame(reference.target)
-    sky = {} if reference.cutout.wcs is None else dict(zip(
-        ("ra", "dec"), map(float, reference.cutout.wcs.pixel_to_world_values(*reference.target)), strict=True))
-    series.meta |= sky | {
-        "position": reference.target_note, "x": float(x), "y": float(y), "reference": reference.look.name,
-        "aperture_radius": float(measures.radius), "flux_ref_err": float(measures.flux_error[best][-1]),
-        "flux_unit": "ADU of the reference"}
-    return series
 
 
 def _member_cards(reference: RunReference) -> dict[str, tuple[Any, str]]:
