@@ -10,6 +10,7 @@ from gpudia.photometry.forced import forced_photometry, measure_apertures, psf_p
 from gpudia.photometry.joint import JointPosition, StarStamp, fit_position, fluxes_at
 from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_hdu
 from gpudia.photometry.linear import EpochNoise, linear_flux_variance
+from gpudia.photometry.neighbours import close_pairs, overlaps, separate
 from gpudia.photometry.psf import epoch_psf
 from gpudia.photometry.psf_model import Psf, moffat_psf
 from gpudia.photometry.scale import ConstantStarScale, constant_star_epsilon
@@ -49,6 +50,7 @@ __all__ = [
     "aperture_weights",
     "associate",
     "choose_aperture_radius",
+    "close_pairs",
     "combine",
     "constant_star_epsilon",
     "crowded_photometry",
@@ -66,8 +68,10 @@ __all__ = [
     "magnitudes",
     "measure_apertures",
     "moffat_psf",
+    "overlaps",
     "psf_photometry",
     "read_lightcurves",
+    "separate",
     "table_hdu",
     "target_table",
     "tie_references",

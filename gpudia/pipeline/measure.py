@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,16 +24,21 @@ from gpudia.photometry import (
     Stamps,
     StarStamp,
     choose_aperture_radius,
+    close_pairs,
     combine,
     crowded_photometry,
     empirical_psf,
     epoch_psf,
     forced_photometry,
+    overlaps,
+    separate,
+    variability,
 )
+from gpudia.photometry.crowded import first_of_place
 from gpudia.photometry.stamps import StampsOn
 from gpudia.pipeline.reference import RunReference
 
-__all__ = ["EpochFluxes", "Measures", "measure_batch", "prepare_measures", "recommended"]
+__all__ = ["EpochFluxes", "Measures", "measure_batch", "prepare_measures", "recommended", "separated"]
 
 log = logging.getLogger("gpudia.pipeline")
 
@@ -53,7 +58,8 @@ class Measures:
 
     Positions (S, 2) are those of the reference's stars in the cutout, with the target (if any) as the last row. Fluxes
     of the reference are total fluxes without the neighbours' light, ADU, by method. `stamp_size` is the side of the
-    stars' stamps.
+    stars' stamps, `pairs` (P, 2) are rows of stars whose images overlap; `first` (S,) is the first row at each one's
+    place.
     """
 
     positions: Float
@@ -68,6 +74,8 @@ class Measures:
     reference_variance: Float
     shape: tuple[int, int]
     background_degree: int
+    pairs: NDArray[np.int64]
+    first: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class EpochFluxes:
     """Fluxes of all positions in one epoch, ADU of the reference, and flags, by method; scale at each position.
 
     The error of the scale is the image's own: the reference's part is the same in all epochs. `target` is what the
-    difference shows around the target, where there is one.
+    difference shows around the target, where there is one; `overlaps` (P, 2) those of `Measures.pairs`.
     """
 
     fluxes: dict[str, CombinedFluxes]
@@ -83,6 +91,7 @@ class EpochFluxes:
     scale: Float
     scale_error: float
     target: StarStamp | None = None
+    overlaps: Float = field(default_factory=lambda: np.empty((0, 2)))
 
 
 def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radius: float | str,
@@ -103,15 +112,19 @@ def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radiu
              ", varying over the region" if psf.varies else "")
     # Stars that share light are measured together, with those that the list lacks; what lies within half a FWHM of
     # another is no star of its own.
-    found = crowded_photometry(image, cutout.variance, cutout.mask, positions, psf, radius,
-                               one_place=max(fwhm / 2, 0.5), search=True, max_masked_fraction=_MASKED)
+    place = max(fwhm / 2, 0.5)
+    found = crowded_photometry(image, cutout.variance, cutout.mask, positions, psf, radius, one_place=place,
+                               search=True, max_masked_fraction=_MASKED)
+    first = first_of_place(positions, place)
+    pairs = close_pairs(positions, place, float(np.median(known)))
+    pairs = pairs[(first[pairs] == pairs).all(axis=1)]
     inside, fitted = found.aperture, found.psf
     return Measures(
         positions, reference.target is not None, radius, _stamp_size(known, radius), psf,
         {"ap": inside.flux, "psf": fitted.flux}, {"ap": inside.error, "psf": fitted.error},
         {"ap": inside.flags, "psf": fitted.flags},
         np.where(cutout.mask != 0, np.nan, cutout.data).astype(float), cutout.variance.astype(float), cutout.shape,
-        background_degree)
+        background_degree, pairs, first)
 
 
 def recommended(measures: Measures, epochs: Sequence[EpochFluxes]) -> str:
@@ -178,8 +191,50 @@ def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStac
     members = {i: replace(noise, shared=0.0) for i, noise in noises.items() if noise.shared}
     alone = _forced(measures, stack, bits, members)
     return {i: _epoch(measures, forced[i], alone.get(i), scale, float(to_host(stack.scale_error_image[i])),
-                      _target_stamp(measures, stack, i, bits[i]) if measures.has_target else None)
+                      _target_stamp(measures, stack, i, bits[i]) if measures.has_target else None,
+                      _overlaps(measures, stack, i))
             for i, scale in scales.items()}
+
+
+def _overlaps(measures: Measures, stack: DifferenceStack, i: int) -> Float:
+    """How much the stars of the close pairs see of each other on image `i`, (P, 2)."""
+    pairs, places, size = measures.pairs, measures.positions, measures.stamp_size
+    if not len(pairs):
+        return np.empty((0, 2))
+    middle = places[pairs].mean(axis=1)
+    psf = np.concatenate([epoch_psf(one, kernel)[None] for one, kernel in zip(
+        measures.psf.at(middle), stack.kernel_at(i, *middle.T), strict=True)])
+    variance = [to_host(StampsOn(Stamps(places[pairs[:, k]], size), measures.shape, backend_of(stack.variance))
+                        .gather(stack.variance[i])) for k in (0, 1)]
+    return overlaps(psf, places, pairs, np.stack(variance, axis=1).astype(float), size)
+
+
+def separated(measures: Measures, epochs: Sequence[EpochFluxes]) -> list[EpochFluxes]:
+    """Give close pairs of stars that both vary the PSF fluxes of a simultaneous fit, in all epochs."""
+    if not len(measures.pairs) or not epochs:
+        return list(epochs)
+    flux, error = (np.array([getattr(one.fluxes["psf"], name) for one in epochs]) for name in (
+        "flux_diff", "flux_diff_err"))
+    found = variability(flux, error)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        varies = found.chi2 > 1 + 5 * np.sqrt(2 / (found.n_good - 1))
+    which = np.flatnonzero(varies[measures.pairs].all(axis=1))
+    if not which.size:
+        return list(epochs)
+    pairs = measures.pairs[which]
+    log.info("%d pairs of stars within a FWHM of each other both vary: fitted together", len(pairs))
+    new, new_error = separate(flux, error, pairs, np.array([one.overlaps[which] for one in epochs]))
+    new, new_error = new[:, measures.first], new_error[:, measures.first]  # the target may be a star of the list
+    rows = np.flatnonzero(np.isin(measures.first, pairs))
+    result = []
+    for one, now, now_error in zip(epochs, new, new_error, strict=True):
+        old = one.fluxes["psf"]
+        planes = [plane.copy() for plane in old]
+        planes[0][rows], planes[1][rows] = now[rows], now_error[rows]
+        planes[2][rows] = old.flux[rows] + now[rows] - old.flux_diff[rows]
+        planes[3][rows] = old.flux_err[rows] * now_error[rows] / old.flux_diff_err[rows]
+        result.append(replace(one, fluxes=one.fluxes | {"psf": CombinedFluxes(*planes)}))
+    return result
 
 
 def _target_stamp(measures: Measures, stack: DifferenceStack, i: int, bits: Bits) -> StarStamp:
@@ -224,10 +279,10 @@ def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits]
 
 
 def _epoch(measures: Measures, forced: dict[str, ForcedFluxes], alone: dict[str, ForcedFluxes] | None, scale: Float,
-           error: float, target: StarStamp | None) -> EpochFluxes:
+           error: float, target: StarStamp | None, seen: Float) -> EpochFluxes:
     fluxes = {name: combine(one.flux, one.error, measures.flux[name], scale, error) for name, one in forced.items()}
     if alone is not None:
         fluxes = {name: both._replace(flux_err=combine(alone[name].flux, alone[name].error, measures.flux[name], scale,
                                                        error).flux_err) for name, both in fluxes.items()}
     found = {name: one.flags | measures.flags[name] for name, one in forced.items()}
-    return EpochFluxes(fluxes, found, scale, error, target)
+    return EpochFluxes(fluxes, found, scale, error, target, seen)

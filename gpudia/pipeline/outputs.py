@@ -29,7 +29,7 @@ from gpudia.model import DifferenceStack
 from gpudia.photometry import LightCurves, constant_star_epsilon, table_hdu, variability
 from gpudia.pipeline.calibrate import calibrated
 from gpudia.pipeline.looks import Look
-from gpudia.pipeline.measure import EpochFluxes, Measures, recommended
+from gpudia.pipeline.measure import EpochFluxes, Measures, recommended, separated
 from gpudia.pipeline.reference import RunReference
 from gpudia.pipeline.sifting import series_table
 from gpudia.pipeline.target import target_series
@@ -178,6 +178,7 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     """Put the epochs together: tables, light curves, reference and report; `meta` goes with the table of epochs."""
     done = [look for look in looks if look.name in results and not look.reason]
     fluxes = [results[look.name] for look in done]
+    fluxes = separated(measures, fluxes)
     best = recommended(measures, fluxes)
     _check_scales(done, fluxes, measures, best)
     epochs = epoch_table(looks)
