@@ -20,6 +20,8 @@ def test_the_correlation_of_white_and_of_smoothed_noise():
     error = 1 / np.sqrt(2 * noise.size)  # of one correlation; two axes
     assert abs(_correlation(noise, one, bits)) < 4 * error
     assert _correlation(uniform_filter(noise, (1, 3)), one, bits) == pytest.approx(1 / 3, abs=8 * error)
+    star = 1e3 * np.exp(-((np.arange(400) - 200) ** 2 + (np.arange(400)[:, None] - 200) ** 2) / 2 / 2.0**2)
+    assert abs(_correlation(noise + star, one, bits)) < 0.01  # it has 200 pixels above 3 sigma, of 160,000
     spoiled = np.where(np.arange(400) < 40, 1e6, noise)
     masked = np.where(np.arange(400) < 40, 1, bits).astype(np.uint8)
     assert abs(_correlation(spoiled, one, masked)) < 5 * error

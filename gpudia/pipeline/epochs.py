@@ -143,10 +143,11 @@ def _note_numbers(look: Look, stack: DifferenceStack, i: int, bits: Any, referen
 def _correlation(difference: np.ndarray, variance: np.ndarray, bits: np.ndarray) -> float:
     """Correlation of neighbouring pixels of a difference in units of its error, good pixels alone; NaN without any.
 
-    White noise has 0. The reference's noise, which the kernel smooths, and resampling have some, up to 0.3 or so.
+    White noise has 0. The reference's noise, which the kernel smooths, and resampling have some, up to 0.3 or so. Pulls
+    count as 3 at most: a star that varies is no fault of the difference.
     """
     good = (bits == 0) & (variance > 0)
-    pulls = np.where(good, difference, 0) / np.sqrt(np.where(good, variance, 1))
+    pulls = np.clip(np.where(good, difference, 0) / np.sqrt(np.where(good, variance, 1)), -3, 3)
     rows, columns = good[:, 1:] & good[:, :-1], good[1:] & good[:-1]
     pairs, total = int(rows.sum() + columns.sum()), float(np.vdot(pulls, pulls))
     if not (pairs and total > 0):
