@@ -114,7 +114,7 @@ def _whole_job(config: gpudia.RunConfig, count: int) -> dict[str, Any]:
     marks: dict[str, dict[str, float]] = {}
 
     def note(event: Any) -> None:
-        if event.done in (count // 10, count) and event.step in ("read", "subtract"):
+        if event.done in (count // 10, count):
             marks[f"{event.step} {event.done}"] = {"seconds": round(time.perf_counter() - start, 2), **_held()}
 
     start = time.perf_counter()
@@ -131,11 +131,17 @@ def _held() -> dict[str, float]:
     """Resident memory of this process and those that it started, shared pages counted once, and its open files."""
     pids = [os.getpid(), *_children(os.getpid())]
     return {"resident_mb": round(sum(_pss(pid) for pid in pids) / 1e6, 1), "processes": len(pids),
-            "open_files": len(os.listdir("/proc/self/fd"))}
+            "open_files": len(os.listdir("/proc/self/fd")), "cpu_s": round(sum(_cpu(pid) for pid in pids), 2)}
 
 
 def _children(pid: int) -> list[int]:
     return [int(p) for task in Path(f"/proc/{pid}/task").iterdir() for p in (task / "children").read_text().split()]
+
+
+def _cpu(pid: int) -> float:
+    """Seconds of all cores that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def _pss(pid: int) -> int:

@@ -110,6 +110,8 @@ _LAYOUT = Rule("a table of names", lambda v: isinstance(v, LayoutNames | Mapping
 _SIGNIFICANCE = Rule("a number of sigma, at least 3", lambda v: not isinstance(v, bool | str) and 3 <= v < math.inf,
                      float)
 
+_FACTOR = Rule("a number above 1", lambda v: not isinstance(v, bool | str) and 1 < v < math.inf, float)
+
 
 def _setting(rule: Rule, default: Any = dataclasses.MISSING) -> Any:
     return field(default=default, metadata={"rule": rule})
@@ -203,6 +205,10 @@ class RunConfig:
     noise : {"auto", "header", "data"}
         What variances are made of where a frame has no error plane. ``auto``: the sky's noise as measured, and the
         photon noise of stars by the gain; ``header``: gain and read noise alone; ``data``: nothing but the image.
+    max_chi2, max_epsilon, max_correlation, max_registration_error : float
+        From where on a frame is flagged ``bad_chi2`` (chi^2 per pixel above this or below its inverse),
+        ``scale_mismatch`` (scale error that the constant stars show, relative, if it is 3 sigma, too), ``not_white``
+        (correlation of neighbouring pixels of the difference) and ``poor_registration`` (predicted error, pixels).
     layout_names : LayoutNames or mapping
         Names of extensions and keywords; the table ``[layout]`` in TOML.
     backend : {"auto", "numpy", "cupy"}
@@ -274,6 +280,10 @@ class RunConfig:
     read_noise: float | None = _setting(optional(number("e-", zero=True)), None)
     saturation: float | None = _setting(optional(number("ADU")), None)
     noise: str = _setting(choice("auto", "header", "data"), "auto")
+    max_chi2: float = _setting(_FACTOR, 2.0)
+    max_epsilon: float = _setting(number("a share", zero=True), 0.003)
+    max_correlation: float = _setting(number("a correlation", zero=True), 0.5)
+    max_registration_error: float = _setting(number("pixels"), 0.1)
     layout_names: LayoutNames = field(default=LayoutNames(), metadata={"rule": _LAYOUT})
     backend: str = field(default_factory=lambda: os.environ.get("GPUDIA_BACKEND") or "auto",
                          metadata={"rule": choice("auto", "numpy", "cupy")})

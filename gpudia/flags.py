@@ -160,13 +160,14 @@ FRAME_FLAGS = FlagTable(
          "use a sharper reference"),
     Flag(8, "no_pixels", "fewer good pixels than unknowns: no solution", "check the mask; take a larger region"),
     Flag(16, "resampled", "the image was resampled onto the reference's grid", "none needed"),
-    Flag(32, "bad_chi2", "chi^2 per pixel of the fit far from 1", "check gain and read noise, degree and kernel size"),
+    Flag(32, "bad_chi2", "chi^2 per pixel of the fit above 2 or below 0.5 (max_chi2)",
+         "check gain and read noise, degree and kernel size"),
     Flag(64, "gain_guessed", "gain missing or implausible: noise taken from the data", "give the gain"),
     Flag(128, "saturation_guessed", "saturation level taken from the dtype or from the data", "give the saturation"),
     Flag(256, "bad_scale", "photometric scale not positive or with an error above 10 %",
          "check for clouds and for the reference"),
-    Flag(512, "poor_registration", "predicted error of the registration over the region above 0.1 px",
-         "check the star matches"),
+    Flag(512, "poor_registration", "predicted error of the registration over the region above 0.1 px "
+         "(max_registration_error)", "check the star matches"),
     Flag(1024, "partly_outside", "part of the region lies outside this frame", "take a smaller region"),
     Flag(2048, "is_reference", "this frame is the reference: its differences are not independent",
          "leave it out of statistics"),
@@ -177,6 +178,8 @@ FRAME_FLAGS = FlagTable(
          "none needed"),
     Flag(32768, "noise_mismatch", "the sky's noise differs by more than a factor 1.5 from what gain and read noise (or "
          "the error plane) say", "check them, then settle it with noise = 'header' or 'data'"),
+    Flag(65536, "not_white", "neighbouring pixels of the difference are correlated above 0.5 (max_correlation)",
+         "look at the difference: registration, kernel size, a sky that varies"),
 )
 
 #: Bits of one star in one epoch (or of a star over all epochs in SOURCES).

@@ -23,7 +23,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def scheduler():
     """Address of a scheduler on loopback with two workers."""
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0",
                                   memory_limit=None) as cluster:
         yield cluster.scheduler_address
 

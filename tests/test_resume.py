@@ -258,6 +258,28 @@ def test_no_room_is_said_before_the_work(settings, monkeypatch, tmp_path):
         gpudia.run(settings.replace(output=str(tmp_path / "out")))
 
 
+def test_a_size_that_no_memory_holds_is_refused(settings, tmp_path):
+    with pytest.raises(ConfigError, match=r"size must be at most twice the reference's longer side \(130 px\), got 1"):
+        gpudia.run(settings.replace(output=str(tmp_path / "out"), size=100_000_000))
+
+
+def test_a_file_that_vanishes_in_mid_run_fails_alone(settings, frames, tmp_path):
+    folder = tmp_path / "frames"
+    shutil.copytree(frames, folder)
+    paths = sorted(folder.glob("*.fits"))
+
+    def remove(event):
+        if (event.step, event.done) == ("register", 6):
+            for piece in (tmp_path / "out" / "state" / "pieces").glob("*.piece"):
+                piece.unlink()
+            paths[0].unlink()
+
+    result = gpudia.run(settings.replace(frames=tuple(map(str, paths)), output=str(tmp_path / "out"),
+                                         reference=str(paths[1])), callback=remove)
+    assert (result.n_ok, result.n_failed) == (5, 1)
+    assert "got one that was changed or removed" in result.epochs[0]["reason"]
+
+
 # ------------------------------------------------------------------------------------------------------ records
 
 

@@ -19,14 +19,20 @@ HYPOTHESES = 1000
 
 
 class MapFit(NamedTuple):
-    """A fitted map; see `gpudia.images.Registration` for the fields. `covariance` is for the weights as given."""
+    """A fitted map; see `gpudia.images.Registration` for the fields. `normal` is its normal matrix, in `units`."""
 
     kind: str
     matrix: NDArray[np.float64]
     terms: NDArray[np.float64]
     origin: NDArray[np.float64]
-    covariance: NDArray[np.float64]
+    normal: NDArray[np.float64]
+    units: NDArray[np.float64]
     parameters: int
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """Covariance of the coefficients, for the weights as given."""
+        return np.linalg.pinv(self.normal) / np.outer(self.units, self.units)
 
     def apply(self, xy: NDArray) -> NDArray[np.float64]:
         """Positions, shape (..., 2), to mapped ones."""
@@ -76,11 +82,11 @@ def _fit_polynomial(a: NDArray, b: NDArray, weight: NDArray, degree: int) -> Map
     design = monomials((a - origin) / reach, degree) * weight[:, None]
     solution = np.linalg.lstsq(design, (b - b.mean(axis=0)) * weight[:, None], rcond=None)[0].T
     units = monomials((reach, reach), degree)
-    solution, covariance = solution / units, np.linalg.pinv(design.T @ design) / np.outer(units, units)
+    solution = solution / units
     solution[:, 2] += b.mean(axis=0)
     matrix = np.column_stack([solution[:, :2], solution[:, 2] - solution[:, :2] @ origin])
     kind = "affine" if degree == 1 else "polynomial"
-    return MapFit(kind, matrix, solution[:, 3:], origin, covariance, 2 * len(units))
+    return MapFit(kind, matrix, solution[:, 3:], origin, design.T @ design, units, 2 * len(units))
 
 
 def fit_similarity(a: NDArray, b: NDArray, weight: NDArray) -> MapFit:
@@ -110,8 +116,8 @@ def fit_similarity(a: NDArray, b: NDArray, weight: NDArray) -> MapFit:
             best = misfit, np.array([[p.real, -sign * p.imag], [p.imag, sign * p.real]])
     turn = best[1]  # type: ignore[index]
     matrix = np.column_stack([turn, mean_b - turn @ mean_a])
-    covariance = np.diag([1 / spread, 1 / spread, 1.0]) / np.sum(weight**2)
-    return MapFit("similarity", matrix, np.zeros((2, 0)), mean_a, covariance, 4)
+    normal = np.diag([spread, spread, 1.0]) * np.sum(weight**2)
+    return MapFit("similarity", matrix, np.zeros((2, 0)), mean_a, normal, np.ones(3), 4)
 
 
 def consensus(a: NDArray, b: NDArray, tolerance: float = 3.0) -> NDArray[np.bool_]:

@@ -92,11 +92,12 @@ def mutual_neighbours(a: NDArray, b: NDArray, radius: float) -> Pairs:
     return i, j[i]
 
 
-def _by_flux(stars: Table, count: int = 300) -> NDArray[np.intp]:
-    """Rows of the brightest stars, brightest first."""
+def _by_flux(stars: Table, rows: NDArray[np.intp] | slice = slice(None), count: int = 300) -> NDArray[np.intp]:
+    """Of some rows the places of the brightest stars, brightest first."""
     if "flux" not in stars.colnames:
-        return np.arange(len(stars))[:count]
-    return np.argsort(-np.nan_to_num(np.asarray(stars["flux"], float), nan=-np.inf), kind="stable")[:count]
+        return np.arange(len(np.arange(len(stars))[rows]))[:count]
+    flux = np.asarray(stars["flux"], float)[rows]
+    return np.argsort(-np.nan_to_num(flux, nan=-np.inf), kind="stable")[:count]
 
 
 def _by_id(reference_stars: Table, stars: Table) -> Pairs:
@@ -127,7 +128,7 @@ def _by_sky(
     if not (np.isfinite(scale) and scale > 0):
         raise RegistrationError("sky positions of the reference stars must differ, got one place")
     a, b = planes[0] / scale, planes[1] / scale
-    bright_a, bright_b = (_by_flux(s[rows]) for s, rows in ((reference_stars, rows_a), (stars, rows_b)))
+    bright_a, bright_b = (_by_flux(s, rows) for s, rows in ((reference_stars, rows_a), (stars, rows_b)))
     reach = min(max_offset / scale, 4 * _reach(xy))
     i, j = _by_offset(a, b, bright_a, bright_b, max_offset=max(reach, 10.0))
     return rows_a[i], rows_b[j]

@@ -122,9 +122,9 @@ def _solve(
     if not fit.rms <= max_rms:
         raise RegistrationError(f"rms must be at most {max_rms} px, got {fit.rms:.3f} from {len(fit.i)} stars")
     expected = _verify(fit.map.apply(a.xy[a.good]), b.xy[b.good], route)
-    kind, matrix, terms, origin, covariance, _ = fit.map
+    kind, matrix, terms, origin = fit.map[:4]
     return Registration(matrix, len(fit.i), fit.rms, fit.max_residual, route, expected, kind, terms, origin,
-                        covariance * fit.excess)  # fmt: skip
+                        fit.map.covariance * fit.excess)  # fmt: skip
 
 
 def _covers(fit: _Fit, a: _Stars, b: _Stars, share: float = 0.7) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from gpudia.pipeline.told import tell, told
 try:
     import dask
     import distributed
+    from distributed.comm.registry import get_backend
 except ImportError as error:
     raise ConfigError("workers and dask must be left out where Dask is missing; install it with pip install "
                       "'gpudia[dask]'") from error
@@ -63,6 +65,8 @@ class Cluster(Executor):
         self._cluster = None if address else _local(workers)
         self._address = address or self._cluster.scheduler_address
         try:
+            if address:
+                _knock(address)
             self._client = distributed.Client(self._address, timeout=_ANSWER, set_as_default=False)
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             raise ConfigError(f"dask must be the address of a scheduler that listens, such as tcp://host:8786, got "
@@ -132,6 +136,14 @@ class Cluster(Executor):
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError or ValueError at once where nobody can listen: Dask would knock until its time is over."""
+    kind, _, place = address.rpartition("://")
+    get_backend(kind or "tcp")
+    if kind in ("", "tcp", "tls"):
+        socket.create_connection(distributed.comm.parse_host_port(place, 8786), timeout=_ANSWER).close()
 
 
 def _local(workers: int) -> Any:

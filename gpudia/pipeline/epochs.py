@@ -23,8 +23,6 @@ __all__ = ["KEEP", "EpochOutcome", "Product", "finish", "flagged"]
 
 #: What is kept of every image until it is downloaded.
 KEEP = ("covariance", "image_variance")
-#: Predicted error of a registration over the region from which on it is called poor, pixels.
-_POOR = 0.1
 
 
 @dataclass(frozen=True)
@@ -117,12 +115,16 @@ def _cosmic_rays(stack: DifferenceStack, i: int, bits: Any, fwhm: float) -> Any:
 
 def _note_numbers(look: Look, stack: DifferenceStack, i: int, bits: Any, reference: RunReference) -> None:
     chi2 = float(stack.chi2[i])
+    config, own = reference.config, reference.is_made_of(look)
     # far from 1 the noise is not what the header says, or the model not what the sky does
-    least = 0.0 if look.name in reference.weights else 0.5  # a frame of a stack shares its noise with it
-    if not reference.is_made_of(look) and not least < chi2 < 2.0:
+    least = 0.0 if look.name in reference.weights else 1 / config.max_chi2  # a frame of a stack shares its noise
+    if not own and not least < chi2 < config.max_chi2:
         look.flags |= FRAME_FLAGS.bad_chi2
+    correlation = math.nan if own else _correlation(stack.difference[i], stack.variance[i], bits)
+    if correlation > config.max_correlation:
+        look.flags |= FRAME_FLAGS.not_white
     registration = look.registration
-    if registration.uncertainty(reference.region) > _POOR:
+    if registration.uncertainty(reference.region) > config.max_registration_error:
         look.flags |= FRAME_FLAGS.poor_registration
     dx, dy = registration.apply(reference.region.centre) - np.array(reference.region.centre)
     look.numbers = {
@@ -130,8 +132,37 @@ def _note_numbers(look: Look, stack: DifferenceStack, i: int, bits: Any, referen
         "registration_max": registration.max_residual, "registration_kind": registration.kind,
         "registration_error": registration.uncertainty(reference.region),
         "n_matched": registration.n_matched, "route": registration.route, "scale": float(stack.scale[i]),
-        "scale_err": float(stack.scale_error[i]), "chi2": chi2, "noise_gain": float(stack.noise_gain[i]),
+        "scale_err": float(stack.scale_error[i]), "chi2": chi2, "correlation": correlation,
+        **_kernel_shape(stack.kernel[i]), "noise_gain": float(stack.noise_gain[i]),
         "n_masked": int(((bits & (255 - PIXEL_FLAGS.clipped)) != 0).sum()), "n_clipped": int(stack.n_clipped[i]),
         "n_pixels": int(stack.n_pixels[i]), "iterations": int(stack.iterations[i]),
         "epsilon": math.nan, "epsilon_err": math.nan,
     }
+
+
+def _correlation(difference: np.ndarray, variance: np.ndarray, bits: np.ndarray) -> float:
+    """Correlation of neighbouring pixels of a difference in units of its error, good pixels alone; NaN without any.
+
+    White noise has 0. The reference's noise, which the kernel smooths, and resampling have some, up to 0.3 or so. Pulls
+    count as 3 at most: a star that varies is no fault of the difference.
+    """
+    good = (bits == 0) & (variance > 0)
+    pulls = np.clip(np.where(good, difference, 0) / np.sqrt(np.where(good, variance, 1)), -3, 3)
+    rows, columns = good[:, 1:] & good[:, :-1], good[1:] & good[:-1]
+    pairs, total = int(rows.sum() + columns.sum()), float(np.vdot(pulls, pulls))
+    if not (pairs and total > 0):
+        return math.nan
+    together = float(np.vdot(pulls[:, 1:], pulls[:, :-1]) + np.vdot(pulls[1:], pulls[:-1]))
+    return together / pairs / (total / int(good.sum()))
+
+
+def _kernel_shape(kernel: np.ndarray) -> dict[str, float]:
+    """Centroid of a kernel from its central pixel, and FWHM of the Gaussian with its second moments, pixels.
+
+    The FWHM is NaN where the moments are negative: the kernel sharpens.
+    """
+    offset = np.arange(len(kernel)) - len(kernel) // 2
+    share = kernel / kernel.sum()
+    x, y = float(share.sum(axis=0) @ offset), float(share.sum(axis=1) @ offset)
+    spread = float(share.sum(axis=0) @ offset**2 + share.sum(axis=1) @ offset**2 - x**2 - y**2) / 2
+    return {"kernel_x": x, "kernel_y": y, "kernel_fwhm": 2.3548 * math.sqrt(spread) if spread >= 0 else math.nan}

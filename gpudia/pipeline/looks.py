@@ -297,8 +297,17 @@ def target_position(config: RunConfig, wcs: Any, path: Path) -> tuple[float, flo
 
 
 def region_of(config: RunConfig, look: Look) -> Region:
-    """Region of the run on the reference: around the target, or the whole frame."""
+    """Region of the run on the reference: around the target, or the whole frame.
+
+    Raises
+    ------
+    ConfigError
+        If it is more than twice as large as the frame: no memory holds what may be asked for.
+    """
     target = target_position(config, look.wcs, look.path)
+    if target is not None and config.size > 2 * max(look.shape):
+        raise ConfigError(f"size must be at most twice the reference's longer side ({max(look.shape)} px), got "
+                          f"{config.size}")
     return whole_frame(look.shape) if target is None else region_around(*target, config.size, look.shape)
 
 

@@ -41,10 +41,10 @@ __all__ = ["RunResult", "provenance", "write_difference", "write_results", "writ
 log = logging.getLogger("gpudia.pipeline")
 
 _NUMBERS = ("shift_x", "shift_y", "registration_rms", "registration_max", "registration_error", "n_matched", "route",
-            "registration_kind", "scale", "scale_err", "epsilon", "epsilon_err", "chi2", "noise_gain", "n_masked",
-            "n_clipped", "n_pixels", "iterations")
+            "registration_kind", "scale", "scale_err", "epsilon", "epsilon_err", "chi2", "correlation", "noise_gain",
+            "kernel_x", "kernel_y", "kernel_fwhm", "n_masked", "n_clipped", "n_pixels", "iterations")
 #: Flags of a frame that speak against its fluxes.
-DOUBTS = ("bad_chi2", "scale_mismatch", "poor_registration", "noise_mismatch", "deconvolving")
+DOUBTS = ("bad_chi2", "not_white", "scale_mismatch", "poor_registration", "noise_mismatch", "deconvolving")
 _WHOLE = ("n_matched", "n_masked", "n_clipped", "n_pixels", "iterations")
 
 
@@ -180,7 +180,7 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     fluxes = [results[look.name] for look in done]
     fluxes = separated(measures, fluxes)
     best = recommended(measures, fluxes)
-    _check_scales(done, fluxes, measures, best)
+    _check_scales(done, fluxes, measures, best, config.max_epsilon)
     epochs = epoch_table(looks)
     curves, doubt = calibrated(_light_curves(done, fluxes, reference, measures, epochs, best), config, reference.look)
     doubts = _doubts(done, fluxes, reference, measures, best) + ([doubt] if doubt else [])
@@ -233,7 +233,8 @@ def _doubts(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunR
     return doubts
 
 
-def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures, method: str) -> None:
+def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures, method: str,
+                  limit: float) -> None:
     """Measure the scale error of every epoch from the stars; flag it where it is beyond its error."""
     for look, epoch in zip(done, fluxes, strict=True):
         best = epoch.fluxes[method]
@@ -241,7 +242,7 @@ def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures:
                                       epoch.flags[method] == 0)
         look.numbers["epsilon"], look.numbers["epsilon_err"] = float(found.epsilon), float(found.error)
         total = math.hypot(float(found.error), look.numbers["scale_err"] / look.numbers["scale"])
-        if abs(found.epsilon) > max(3 * total, 0.003):
+        if abs(found.epsilon) > max(3 * total, limit):
             look.flags |= FRAME_FLAGS.scale_mismatch
 
 
@@ -258,7 +259,8 @@ def epoch_table(looks: Sequence[Look]) -> Table:
     table["status"].description = "ok, failed, or skipped (not selected)"
     table["flags"].description = "bits of gpudia.flags.FRAME_FLAGS"
     for name, unit in (("shift_x", "pix"), ("shift_y", "pix"), ("registration_rms", "pix"), ("registration_max", "pix"),
-                       ("registration_error", "pix"), ("seconds", "s")):
+                       ("registration_error", "pix"), ("kernel_x", "pix"), ("kernel_y", "pix"), ("kernel_fwhm", "pix"),
+                       ("seconds", "s")):
         table[name].unit = unit
     return table
 

@@ -25,6 +25,7 @@ _COLUMNS = (
     ("scale_err", "± scale", "1 sigma of the scale"),
     ("chi2", "chi²", "chi² per pixel of the fit; 1 is perfect"),
     ("noise_gain", "noise gain", "above 1: the kernel deconvolves and amplifies noise"),
+    ("correlation", "correlation", "of neighbouring pixels of the difference over its error; 0 is white noise"),
     ("n_masked", "masked (px)", "pixels left out"),
     ("epsilon", "epsilon", "scale error that the constant stars show"),
     ("bjd_tdb", "BJD (TDB)", "mid-exposure at the barycentre of the solar system, days"),
