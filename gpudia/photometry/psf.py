@@ -18,8 +18,8 @@ def epoch_psf(reference_psf: Any, kernel: Any) -> FloatArray:
 
     Parameters
     ----------
-    reference_psf : (m, m)
-        PSF of the reference, of sum 1.
+    reference_psf : (m, m) or (S, m, m)
+        PSF of the reference, of sum 1, for all stars or at each of them.
     kernel : (K, K) or (S, K, K)
         Matching kernel, for all stars or at each of them.
 
@@ -34,9 +34,10 @@ def epoch_psf(reference_psf: Any, kernel: Any) -> FloatArray:
         A shape is wrong, or the sum of a kernel is not positive.
     """
     psf, k = check_psf(reference_psf), np.asarray(kernel, float)
-    if psf.ndim != 2 or k.ndim not in (2, 3) or k.shape[-1] != k.shape[-2] or k.shape[-1] % 2 == 0:
-        raise InputError(f"reference_psf and kernel must be (m, m) and (K, K) or (S, K, K) with K odd, "
-                         f"got {psf.shape} and {k.shape}")
+    if k.ndim not in (2, 3) or k.shape[-1] != k.shape[-2] or k.shape[-1] % 2 == 0:
+        raise InputError(f"kernel must be (K, K) or (S, K, K) with K odd, got shape {k.shape}")
+    if psf.ndim == 3 and k.ndim == 3 and len(psf) != len(k):
+        raise InputError(f"reference_psf and kernel must be for the same stars, got {len(psf)} and {len(k)}")
     scale = k.sum(axis=(-2, -1), keepdims=True)
     if not (scale > 0).all():
         raise InputError(f"kernel must have a positive sum, got {float(scale.min())}")

@@ -119,6 +119,10 @@ class Exposure:
     gain: float
     flux_noise: float
 
+    def psf_at(self, places: Float) -> Float:
+        """PSFs of the frame (S, m, m) at positions of the reference frame."""
+        return self.psf.at(self.region.to_cutout(self.registration.apply(places)))
+
 
 def inject(config: RunConfig, injection: Injection | None = None, progress: bool = False) -> Recovery:
     """Put variables into copies of the frames, run the whole job on these and compare.
@@ -362,7 +366,7 @@ def _write(one: Exposure, places: Float, light: Float, config: RunConfig, folder
     shape, plane = one.shape, np.zeros(one.shape)
     where = one.registration.apply(places)
     stamps = Stamps(where, one.psf.stamp.shape[-1])
-    models = light[:, None, None] * shifted_psf(one.psf.stamp, stamps.offsets)
+    models = light[:, None, None] * shifted_psf(one.psf_at(places), stamps.offsets)
     x, y = (np.broadcast_to(c, models.shape) for c in (
         stamps.coordinates()[0][:, None, :], stamps.coordinates()[1][:, :, None]))
     inside = (x >= 0) & (x < shape[1]) & (y >= 0) & (y < shape[0])

@@ -202,8 +202,7 @@ def _overlaps(measures: Measures, stack: DifferenceStack, i: int) -> Float:
     if not len(pairs):
         return np.empty((0, 2))
     middle = places[pairs].mean(axis=1)
-    psf = np.concatenate([epoch_psf(one, kernel)[None] for one, kernel in zip(
-        measures.psf.at(middle), stack.kernel_at(i, *middle.T), strict=True)])
+    psf = epoch_psf(measures.psf.at(middle), stack.kernel_at(i, *middle.T))
     variance = [to_host(StampsOn(Stamps(places[pairs[:, k]], size), measures.shape, backend_of(stack.variance))
                         .gather(stack.variance[i])) for k in (0, 1)]
     return overlaps(psf, places, pairs, np.stack(variance, axis=1).astype(float), size)

@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from gpudia.flags import SOURCE_FLAGS
 from gpudia.images import write_table
 from gpudia.model import evaluate_terms
-from gpudia.photometry import aperture_correction, epoch_psf
+from gpudia.photometry import Psf, aperture_correction, epoch_psf
 from gpudia.pipeline.outputs import RunResult
 
 __all__ = ["Recovery", "recover"]
@@ -140,7 +140,9 @@ _ABOUT = {
 def _epoch(result: RunResult, one: Any, reference: Any, places: Float, light: Float, baseline: Float) -> Table:
     """Truth of one frame, and what the difference of the PSFs does to the fluxes."""
     with fits.open(result.output / "reference.fits", memmap=False) as hdus:
-        header, own = hdus[0].header, np.asarray(hdus["PSF"].data, float)
+        header, terms = hdus[0].header, np.asarray(hdus["PSF_TERMS"].data if "PSF_TERMS" in hdus else
+                                                   hdus["PSF"].data[None], float)
+        own = Psf(terms, header["PSFKIND"], header["PSFSTARS"], hdus["IMAGE"].shape)
     with fits.open(result.output / "difference" / f"{one.name}.fits", memmap=False) as hdus:
         terms = np.asarray(hdus["KERNELS"].data if "KERNELS" in hdus else hdus["KERNEL"].data[None], float)
         shape = hdus["DIFF"].shape
@@ -149,10 +151,10 @@ def _epoch(result: RunResult, one: Any, reference: Any, places: Float, light: Fl
     kernels = np.tensordot(evaluate_terms(degree, *xy.T, shape), terms, axes=1)
     injected = light / kernels.sum(axis=(1, 2))
     table = Table({"image": [one.name] * len(places), "mjd": [one.mjd] * len(places), "expected": injected - baseline})
-    phi, moved = epoch_psf(own, kernels), epoch_psf(reference.psf.stamp, kernels)
+    phi, moved = epoch_psf(own.at(xy), kernels), epoch_psf(reference.psf_at(places), kernels)
     turned = (one.registration.orientation() != np.eye(2)).any()
     for method in METHODS:
-        of_image, of_reference = (_excess(star, phi, method, header["APRADIUS"]) for star in (one.psf.stamp, moved))
+        of_image, of_reference = (_excess(star, phi, method, header["APRADIUS"]) for star in (one.psf_at(places), moved))
         part = injected * of_image - baseline * of_reference
         table[f"{method}_psf_part"] = np.nan if turned else part
     return table
