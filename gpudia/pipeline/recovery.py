@@ -154,7 +154,8 @@ def _epoch(result: RunResult, one: Any, reference: Any, places: Float, light: Fl
     phi, moved = epoch_psf(own.at(xy), kernels), epoch_psf(reference.psf_at(places), kernels)
     turned = (one.registration.orientation() != np.eye(2)).any()
     for method in METHODS:
-        of_image, of_reference = (_excess(star, phi, method, header["APRADIUS"]) for star in (one.psf_at(places), moved))
+        of_image, of_reference = (_excess(star, phi, method, header["APRADIUS"])
+                                  for star in (one.psf_at(places), moved))
         part = injected * of_image - baseline * of_reference
         table[f"{method}_psf_part"] = np.nan if turned else part
     return table
