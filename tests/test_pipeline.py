@@ -112,6 +112,8 @@ def test_a_target_that_varies_in_the_stack_is_said_to(frames, target, tmp_path, 
     assert any("the target varies among the 5 frames of the stack" in text
                for text in Table.read(output / "target.ecsv").meta["doubts"])
     assert "the target varies among the 5 frames" in caplog.text
+    assert Table.read(output / "epochs.ecsv").meta["doubts"] == Table.read(output / "target.ecsv").meta["doubts"]
+    assert "The target varies among the 5 frames of the stack" in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_stack_is_a_deeper_reference(series, stacked, done):
