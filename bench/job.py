@@ -191,7 +191,7 @@ def kills(small: bool) -> dict[str, Any]:
 
     A run that comes to its end before its last kill begins anew.
     """
-    count, number = (40, 3) if small else (200, 30)
+    count, number = (24, 1) if small else (200, 30)
     rng = np.random.default_rng(7)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
