@@ -411,6 +411,27 @@ def test_wrong_settings_are_refused_by_name(frames, target, options, code, text,
     assert re.search(text, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(("option", "content", "text"), [
+    ("positions", None, "positions must be a table that astropy can read"),
+    ("positions", "RA,declination\n1,2\n", r"positions must have columns x, y or ra, dec, got ra, declination in"),
+    ("positions", "x,y\n1,2\n,3\n", "positions must be finite numbers .*: x, y has values that are not finite"),
+    ("positions", "ra,dec\n10,95\n", "positions must be finite numbers .*95"),
+    ("positions", "id,x,y\n1.5,1,2\n", "positions must be finite numbers with whole numbers as id"),
+    ("positions", "id,x,y\n7,1,2\n7,3,4\n", "positions must have ids of their own, got twice the same in"),
+    ("photometric-catalog", None, "photometric_catalog must be a table that astropy can read"),
+    ("photometric-catalog", "ra,dec\n10,20\n", "photometric_catalog must have a column"),
+    ("reference", None, r"reference must be a usable frame, got .*\.csv: there is no such file")])
+def test_a_file_that_cannot_serve_is_refused_before_any_frame_is_read(frames, tmp_path, option, content, text, capsys):
+    import re
+
+    output, file = tmp_path / "out", tmp_path / "given.csv"
+    if content is not None:
+        file.write_text(content)
+    assert main(["run", str(frames), "--output", str(output), f"--{option}", str(file)]) == 2
+    assert re.search(text, capsys.readouterr().err)
+    assert '"event": "read"' not in (output / "journal.jsonl").read_text()
+
+
 def test_an_output_folder_with_results_is_not_touched(frames, target, done, capsys):
     before = (done / "epochs.ecsv").read_bytes()
     assert main(["run", str(frames), *target, "--output", str(done)]) == 2
@@ -422,8 +443,9 @@ def test_overwrite_replaces_the_results_and_nothing_else(frames, target, tmp_pat
     output = tmp_path / "out"
     output.mkdir()
     (output / "notes.txt").write_text("mine")
-    for options in ([], ["--overwrite"]):
+    for options, searched in (["--detect"], True), (["--overwrite"], False):
         assert main(["run", str(frames), *target, "--output", str(output), "--quiet", "--no-products", *options]) == 0
+        assert (output / "candidates").is_dir() == searched
     assert (output / "notes.txt").read_text() == "mine"
 
 

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from gpudia.backend import Backend, use_backend
 from gpudia.config import RunConfig
-from gpudia.errors import FrameError
+from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import write_atomically
 from gpudia.pipeline.calibrate import photometric_catalog
@@ -30,6 +30,7 @@ from gpudia.pipeline.listing import distinct_names, expand_frames
 from gpudia.pipeline.looks import Look, Seen, check_all, choose_reference, frame_errors
 from gpudia.pipeline.measure import prepare_measures
 from gpudia.pipeline.outputs import RunResult, write_results
+from gpudia.pipeline.positions import check_positions
 from gpudia.pipeline.prepare import PreparedBatch, images_at_once, in_batches, place_batch, prepare
 from gpudia.pipeline.progress import Progress, Watch
 from gpudia.pipeline.reference import RunReference, make_reference, provisional, settle_model, trial_looks
@@ -130,9 +131,17 @@ def _bare(config: RunConfig) -> RunConfig:
     return config.replace(frames=("-",), resume=False, overwrite=False)
 
 
+def _check_files(config: RunConfig) -> None:
+    """Refuse files of the settings that cannot serve before hours of work on the frames."""
+    photometric_catalog(config)
+    check_positions(config.positions)
+    if config.reference not in ("auto", "stack") and not os.path.exists(os.path.expanduser(config.reference)):
+        raise ConfigError(f"reference must be a usable frame, got {config.reference}: there is no such file")
+
+
 def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     start = time.perf_counter()
-    photometric_catalog(job.config)  # a file that cannot serve is said before hours of work
+    _check_files(job.config)
     take_times()
     job.journal.write("start", frames=len(paths), backend=job.backend.name, device=job.backend.device,
                       resume=job.config.resume)
