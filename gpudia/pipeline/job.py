@@ -50,7 +50,7 @@ from gpudia.pipeline.tasks import (
     do_look,
     do_registrations,
 )
-from gpudia.pipeline.warned import warnings_logged
+from gpudia.pipeline.warned import Repeats, repeats_folded, warnings_logged
 
 __all__ = ["run"]
 
@@ -75,6 +75,7 @@ class _Job:
     executor: Executor
     stop: Stop
     watch: Watch
+    repeats: Repeats
     times: dict[str, float] = field(default_factory=dict)
 
 
@@ -117,13 +118,13 @@ def run(config: RunConfig, progress: bool = False, callback: Callable[[Progress]
     with locked(output), use_backend(config.backend) as backend, threadpool_limits(1, "blas"):
         prepare_output(config, paths)
         with (log_to(output / "gpudia.log"), listening() as stop, closing(RunState(output / STATE)) as state,
-              closing(Journal(output / "journal.jsonl")) as journal):
+              closing(Journal(output / "journal.jsonl")) as journal, repeats_folded() as repeats):
             state.take_settings(config, backend.name)
             write_atomically(output / "run.toml", lambda path: path.write_text(config.to_toml(), encoding="utf-8"))
             shared = LookJob(_bare(config), output / PIECES, len(paths))
             with closing(executor_for(config, len(paths), output)) as executor:
                 return _steps(_Job(config, output, backend, shared, state, journal, executor, stop,
-                                   Watch(progress, callback)), paths)
+                                   Watch(progress, callback), repeats), paths)
 
 
 def _bare(config: RunConfig) -> RunConfig:
@@ -193,6 +194,7 @@ def _look_at(job: _Job, paths: Sequence[Path]) -> list[Look]:
             job.journal.write("read", file=path, reason=looks[name].reason)
             tick(looks[name])
             job.stop.check()
+    job.repeats.say()
     return [looks[name] for name in names]
 
 
