@@ -34,7 +34,7 @@ from gpudia.pipeline.positions import check_positions
 from gpudia.pipeline.prepare import PreparedBatch, images_at_once, in_batches, place_batch, prepare
 from gpudia.pipeline.progress import Progress, Watch
 from gpudia.pipeline.reference import RunReference, make_reference, provisional, settle_model, trial_looks
-from gpudia.pipeline.sifting import drop_odd, note_barycentric, select_frames
+from gpudia.pipeline.sifting import drop_odd, note_barycentric, note_untimed, select_frames
 from gpudia.pipeline.stacking import stack_reference
 from gpudia.pipeline.stages import add_times, stage, take_times
 from gpudia.pipeline.state import RunState, batch_key, inputs_of
@@ -150,6 +150,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     inputs = inputs_of(looks, job.config)
     note_barycentric(looks, job.config)
     select_frames(looks, job.config.select)
+    note_untimed(looks)
     best = _reference_of_a_kind(job, looks, inputs)
     _register(job, looks, best)
     setup = _setup(job, looks, best, inputs)
