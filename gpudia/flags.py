@@ -180,6 +180,8 @@ FRAME_FLAGS = FlagTable(
          "the error plane) say", "check them, then settle it with noise = 'header' or 'data'"),
     Flag(65536, "not_white", "neighbouring pixels of the difference are correlated above 0.5 (max_correlation)",
          "look at the difference: registration, kernel size, a sky that varies"),
+    Flag(131072, "no_time", "no header keyword says when the frame was taken: its fluxes have no time",
+         "name the keyword (mjd_keys)"),
 )
 
 #: Bits of one star in one epoch (or of a star over all epochs in SOURCES).

@@ -115,3 +115,12 @@ def test_the_groups_of_the_geometry_run_on_small_frames(group):
                           text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert group in done.stdout
+
+
+@pytest.mark.parametrize("group", ["stream", "kills"])
+def test_the_groups_of_the_long_job_run_on_small_frames(group):
+    done = subprocess.run([sys.executable, str(BENCH / "job.py"), "--small", group], capture_output=True, text=True,
+                          timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert group in done.stdout
+    assert "'faults': []" in done.stdout or group == "stream"

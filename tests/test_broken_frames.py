@@ -99,6 +99,9 @@ def test_every_kind_is_a_row_with_the_outcome_that_is_due(rows):
 def test_what_is_no_time_is_no_time(rows):
     for kind in ("time text", "time absurd", "time date none", "time 1e15"):
         assert not np.isfinite(rows[kind]["mjd"]), kind
+    for kind, row in rows.items():
+        if row["status"] == "ok":
+            assert ("no_time" in FRAME_FLAGS.decode(row["flags"])) == (not np.isfinite(row["mjd"])), kind
     assert not np.isfinite(rows["exposure time absurd"]["exptime"])
     assert 0 < rows["exposure time absurd"]["mjd"] < 1e5
 

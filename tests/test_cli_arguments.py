@@ -15,7 +15,7 @@ from astropy.table import Table
 from astropy.time import Time
 from astropy.timeseries import TimeSeries
 
-from gpudia import __version__, cli
+from gpudia import __version__, arguments, cli
 from gpudia.errors import BackendError, ConfigError, DataWarning, FrameError, InputError
 
 COMMANDS = ["demo", "run", "subtract", "lightcurve", "info"]
@@ -76,8 +76,8 @@ def test_every_command_has_help_with_an_example_that_it_understands(command, cap
     assert cli.main([command, "--help"]) == 0
     example = capsys.readouterr().out.rstrip().splitlines()[-1].split()
     assert example[:2] == ["gpudia", command]
-    args = cli._parser().parse_args(cli._join_signed_values([word.strip("'") for word in example[1:]]))
-    assert args.command.__name__ == f"_{command}"
+    args = arguments.parse([word.strip("'") for word in example[1:]])
+    assert cli._COMMANDS[args.command].__name__ == f"_{command}"
 
 
 def test_version(capsys):
@@ -172,11 +172,12 @@ def test_every_value_option_is_a_setting_and_its_default_is_shown(capsys):
     cli.main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     settings = cli.RunConfig.__dataclass_fields__
-    for name, *_ in cli._RUN_VALUES:
+    for name, *_ in arguments.RUN_VALUES:
         assert name in settings
         assert f"--{name.replace('_', '-')} " in text
     positional = {"frames", "output", "ra", "dec", "layout_names", "detect"}
-    assert {n for n, *_ in cli._RUN_VALUES} | positional | set(cli._SWITCHES) | set(cli._SEVERAL) == set(settings)
+    named = {name for name, *_ in arguments.RUN_VALUES} | {*arguments.SWITCHES, *arguments.SEVERAL}
+    assert named | positional == set(settings)
     assert "--size PX side of the region around the target (default: 250)" in text
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gpudia.cli import _join_signed_values, _parser
+from gpudia.arguments import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
@@ -44,7 +44,7 @@ def understands(command):
     program, *arguments = command
     if program == "gpudia":
         try:
-            _parser().parse_args(_join_signed_values(arguments))
+            parse(arguments)
             code = 0
         except SystemExit as stop:  # --help, or what it does not understand
             code = stop.code

@@ -361,3 +361,14 @@ class TestRealFrames:
             found = register(lists[0], stars)
             assert found.n_matched >= 10
             assert found.rms < 0.15
+
+
+@pytest.mark.parametrize("reach", [1, 4])
+def test_peaks_are_those_of_a_maximum_filter(reach):
+    from gpudia.images.catalogs import _highest, _tops
+
+    image = np.random.default_rng(0).integers(0, 50, (30, 41)).astype(np.float32)  # with ties, and at the edge
+    found = np.argwhere(_tops(image))
+    expected = np.argwhere(image == ndimage.maximum_filter(image, size=2 * reach + 1))
+    np.testing.assert_array_equal(found[_highest(image, found, reach)], expected)
+    assert _highest(image, found[:0], reach).shape == (0,)

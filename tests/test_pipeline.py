@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 import gpudia
 from gpudia.cli import main
 from gpudia.flags import FRAME_FLAGS, SOURCE_FLAGS
+from gpudia.pipeline.listing import expand_frames
 from gpudia.simulate import SimulationSettings, simulate_field, write_series
 
 SETTINGS = SimulationSettings(shape=(180, 190), n_epochs=5, seed=4, rotation=0.02, fwhm_range=(2.8, 4.0),
@@ -112,6 +113,8 @@ def test_a_target_that_varies_in_the_stack_is_said_to(frames, target, tmp_path, 
     assert any("the target varies among the 5 frames of the stack" in text
                for text in Table.read(output / "target.ecsv").meta["doubts"])
     assert "the target varies among the 5 frames" in caplog.text
+    assert Table.read(output / "epochs.ecsv").meta["doubts"] == Table.read(output / "target.ecsv").meta["doubts"]
+    assert "The target varies among the 5 frames of the stack" in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_stack_is_a_deeper_reference(series, stacked, done):
@@ -411,6 +414,45 @@ def test_wrong_settings_are_refused_by_name(frames, target, options, code, text,
     assert re.search(text, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(("option", "content", "text"), [
+    ("positions", None, "positions must be a table that astropy can read"),
+    ("positions", "RA,declination\n1,2\n", r"positions must have columns x, y or ra, dec, got ra, declination in"),
+    ("positions", "x,y\n1,2\n,3\n", "positions must be finite numbers .*: x, y has values that are not finite"),
+    ("positions", "ra,dec\n10,95\n", "positions must be finite numbers .*95"),
+    ("positions", "id,x,y\n1.5,1,2\n", "positions must be finite numbers with whole numbers as id"),
+    ("positions", "id,x,y\n7,1,2\n7,3,4\n", "positions must have ids of their own, got twice the same in"),
+    ("photometric-catalog", None, "photometric_catalog must be a table that astropy can read"),
+    ("photometric-catalog", "ra,dec\n10,20\n", "photometric_catalog must have a column"),
+    ("reference", None, r"reference must be a usable frame, got .*\.csv: there is no such file")])
+def test_a_file_that_cannot_serve_is_refused_before_any_frame_is_read(frames, tmp_path, option, content, text, capsys):
+    import re
+
+    output, file = tmp_path / "out", tmp_path / "given.csv"
+    if content is not None:
+        file.write_text(content)
+    assert main(["run", str(frames), "--output", str(output), f"--{option}", str(file)]) == 2
+    assert re.search(text, capsys.readouterr().err)
+    assert '"event": "read"' not in (output / "journal.jsonl").read_text()
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+def test_what_is_doubtful_about_all_frames_is_said_once(frames, target, readers, tmp_path, capsys):
+    """No header has the gain under this name. The log file has a line for every frame, the terminal one and a count."""
+    output, settings = tmp_path / "out", tmp_path / "settings.toml"
+    settings.write_text('[layout]\ngain_keys = ["NOSUCH"]\n')
+    assert main(["run", str(frames), *target, "--output", str(output), "--config", str(settings), "--no-products",
+                 "--readers", str(readers)]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "gain must be positive" in line]
+    names = sorted(path.name for path in frames.glob("*.fits"))
+    assert len(said) == 2
+    assert any(name in said[0] for name in names)
+    assert said[1].startswith(f"gpudia: {len(names)} frames (")
+    assert all(name in said[1] for name in names)
+    lines = (output / "gpudia.log").read_text().splitlines()
+    detailed = [line for line in lines if "DEBUG" in line and "gain must be positive" in line]
+    assert len({name for name in names for line in detailed if name in line}) >= len(names) - 1 > 0
+
+
 def test_an_output_folder_with_results_is_not_touched(frames, target, done, capsys):
     before = (done / "epochs.ecsv").read_bytes()
     assert main(["run", str(frames), *target, "--output", str(done)]) == 2
@@ -422,8 +464,9 @@ def test_overwrite_replaces_the_results_and_nothing_else(frames, target, tmp_pat
     output = tmp_path / "out"
     output.mkdir()
     (output / "notes.txt").write_text("mine")
-    for options in ([], ["--overwrite"]):
+    for options, searched in (["--detect"], True), (["--overwrite"], False):
         assert main(["run", str(frames), *target, "--output", str(output), "--quiet", "--no-products", *options]) == 0
+        assert (output / "candidates").is_dir() == searched
     assert (output / "notes.txt").read_text() == "mine"
 
 
@@ -438,6 +481,19 @@ def test_nothing_found_is_wrong_usage(tmp_path, capsys):
     assert main(["run", str(tmp_path / "*.fits"), "--output", str(tmp_path / "out")]) == 2
     assert "frames must match at least one file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_hidden_frames_of_a_folder_are_counted_not_used(tmp_path, caplog):
+    for name in ("b.fits", ".a.fits", ".notes", *(f".c{i}.FITS" for i in range(6))):
+        (tmp_path / name).touch()
+    (tmp_path / ".d.fits").mkdir()
+    assert expand_frames(tmp_path) == [tmp_path / "b.fits"]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"frames: 7 hidden in {str(tmp_path)!r} passed over: .a.fits, .c0.FITS, .c1.FITS, .c2.FITS, .c3.FITS, ...; "
+        "name them to use them"]
+    caplog.clear()
+    assert expand_frames([tmp_path / "b.fits", tmp_path / ".a.fits"]) == [tmp_path / ".a.fits", tmp_path / "b.fits"]
+    assert not caplog.records
 
 
 def test_subtract_command(frames, tmp_path, capsys):

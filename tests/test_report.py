@@ -438,6 +438,37 @@ def test_sections_of_what_a_run_has_more(tmp_path):
 # ---------- runs that went badly ----------
 
 
+def test_doubts_and_the_place_of_the_target_are_shown_as_text(tmp_path):
+    folder = make_run(tmp_path / "out")
+    assert "doubts" not in {a.get("class") for a in Page(write_report(folder)).all("aside")}
+    epochs = Table.read(folder / "epochs.ecsv", format="ascii.ecsv")
+    epochs.meta["doubts"] = [f"magnitudes are instrumental: {HOSTILE}", "the target varies",
+                             "take a sharper one with --reference FILE"]
+    epochs.write(folder / "epochs.ecsv", format="ascii.ecsv", overwrite=True)
+    target = Table.read(folder / "target.ecsv", format="ascii.ecsv")
+    place = {"ra": 253.4659, "dec": -62.9002, "x": 65.25, "y": 44.5}
+    target.meta |= place | {"position": f"star {HOSTILE}", "x_err": 0.0123, "y_err": 0.0234, "variation_sigma": 34.56,
+                            "position_err_arcsec": 0.0678}
+    target.write(folder / "target.ecsv", format="ascii.ecsv", overwrite=True)
+    page = Page(write_report(folder))
+    assert page.unbalanced == []
+    assert [a.get("type", "") for a in page.all("script")].count("") == 2
+    said = page.words
+    doubts = said[said.index("Doubts about these numbers"):said.index("median chi²")]
+    assert f"Magnitudes are instrumental: {HOSTILE}. The target varies. " in doubts
+    assert "Take a sharper one with --reference FILE." in doubts
+    text = said[said.index("RA 253.4659000"):said.index("A click on")]
+    for part in ("Dec \N{MINUS SIGN}62.9002000 deg", "x 65.250, y 44.500 px", f"star {HOSTILE}",
+                 "0.012 px in x, 0.023 px in y, 0.068 arcsec per axis", "34.6 σ, all epochs together"):
+        assert part in text
+    target.meta = place | {"x_err": np.nan, "y_err": "none"}  # of what is no number nothing is said
+    target.write(folder / "target.ecsv", format="ascii.ecsv", overwrite=True)
+    said = Page(write_report(folder)).words
+    assert "x 65.250, y 44.500 px" in said
+    assert " per axis" not in said
+    assert " px in x" not in said
+
+
 def test_report_of_a_run_without_target_shows_the_most_variable_star(tmp_path):
     page = Page(write_report(make_run(tmp_path, target=False)))
     assert "No target was given" in page.words

@@ -18,7 +18,7 @@ from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import FrameQuality, barycentric_times
 from gpudia.pipeline.looks import Look
-from gpudia.pipeline.sifting import drop_odd, note_barycentric, select_frames, series_table
+from gpudia.pipeline.sifting import drop_odd, note_barycentric, note_untimed, select_frames, series_table
 from gpudia.selection import SERIES_COLUMNS
 from gpudia.simulate import SimulationSettings, simulate_field, write_series
 
@@ -105,6 +105,18 @@ def test_odd_frames_fail_and_cameras_may_differ_only_when_that_is_said():
     select_frames(half, ["filter == 'gp'"])
     drop_odd(half, config())
     assert [k.status for k in half] == ["skipped", "ok", "skipped", "ok"]
+
+
+def test_frames_without_a_time_are_flagged_and_said_once(caplog):
+    looks = [look("a"), *(look(name, mjd=math.nan) for name in "bcdefg"), broken("h")]
+    note_untimed(looks)
+    assert [bool(k.flags & FRAME_FLAGS.no_time) for k in looks] == [False] + 6 * [True] + [False]
+    said = [r.getMessage() for r in caplog.records if "no time" in r.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("6 of 8 frames have no time in their headers: b, c, d, e, f, ...;")
+    caplog.clear()
+    note_untimed(looks[:1])
+    assert not caplog.records
 
 
 def test_barycentric_times_need_a_target_and_a_site():

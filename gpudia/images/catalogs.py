@@ -119,10 +119,24 @@ def _peaks(image: NDArray, noise: NDArray, usable: NDArray, fwhm: float, thresho
     smooth = ndimage.gaussian_filter(image.astype(np.float32), sigma, truncate=3.0)
     # A normalised Gaussian filter lowers white noise by 2 sqrt(pi) sigma.
     significance = smooth * (2 * math.sqrt(math.pi) * sigma) / noise
-    size = 2 * max(1, round(0.6 * fwhm)) + 1
-    top = (smooth == ndimage.maximum_filter(smooth, size=size)) & (significance > threshold) & usable
-    found = np.argwhere(top)
-    return found[np.argsort(-significance[top], kind="stable")]
+    found = np.argwhere(_tops(smooth) & (significance > threshold) & usable)
+    found = found[_highest(smooth, found, max(1, round(0.6 * fwhm)))]
+    return found[np.argsort(-significance[tuple(found.T)], kind="stable")]
+
+
+def _tops(image: NDArray) -> NDArray[np.bool_]:
+    """Say which pixels none of their eight neighbours exceeds."""
+    padded = np.pad(image, 1, mode="edge")
+    rows = np.maximum(np.maximum(padded[:, :-2], padded[:, 2:]), padded[:, 1:-1])
+    return image >= np.maximum(np.maximum(rows[:-2], rows[2:]), rows[1:-1])
+
+
+def _highest(image: NDArray, pixels: NDArray[np.intp], reach: int) -> NDArray[np.bool_]:
+    """Say which of some pixels (N, 2) no other exceeds within a square of this reach."""
+    window = np.arange(-reach, reach + 1)
+    rows, columns = (np.clip(pixels[:, k, None] + window, 0, image.shape[k] - 1) for k in (0, 1))
+    around = image[rows[:, :, None], columns[:, None, :]]
+    return image[tuple(pixels.T)] >= around.max(axis=(1, 2), initial=-np.inf)
 
 
 def _typical_width(shapes: Shapes, default: float) -> float:

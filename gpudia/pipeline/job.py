@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from gpudia.backend import Backend, use_backend
 from gpudia.config import RunConfig
-from gpudia.errors import FrameError
+from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import write_atomically
 from gpudia.pipeline.calibrate import photometric_catalog
@@ -30,10 +30,11 @@ from gpudia.pipeline.listing import distinct_names, expand_frames
 from gpudia.pipeline.looks import Look, Seen, check_all, choose_reference, frame_errors
 from gpudia.pipeline.measure import prepare_measures
 from gpudia.pipeline.outputs import RunResult, write_results
+from gpudia.pipeline.positions import check_positions
 from gpudia.pipeline.prepare import PreparedBatch, images_at_once, in_batches, place_batch, prepare
 from gpudia.pipeline.progress import Progress, Watch
 from gpudia.pipeline.reference import RunReference, make_reference, provisional, settle_model, trial_looks
-from gpudia.pipeline.sifting import drop_odd, note_barycentric, select_frames
+from gpudia.pipeline.sifting import drop_odd, note_barycentric, note_untimed, select_frames
 from gpudia.pipeline.stacking import stack_reference
 from gpudia.pipeline.stages import add_times, stage, take_times
 from gpudia.pipeline.state import RunState, batch_key, inputs_of
@@ -49,7 +50,7 @@ from gpudia.pipeline.tasks import (
     do_look,
     do_registrations,
 )
-from gpudia.pipeline.warned import warnings_logged
+from gpudia.pipeline.warned import Repeats, repeats_folded, warnings_logged
 
 __all__ = ["run"]
 
@@ -74,6 +75,7 @@ class _Job:
     executor: Executor
     stop: Stop
     watch: Watch
+    repeats: Repeats
     times: dict[str, float] = field(default_factory=dict)
 
 
@@ -116,13 +118,13 @@ def run(config: RunConfig, progress: bool = False, callback: Callable[[Progress]
     with locked(output), use_backend(config.backend) as backend, threadpool_limits(1, "blas"):
         prepare_output(config, paths)
         with (log_to(output / "gpudia.log"), listening() as stop, closing(RunState(output / STATE)) as state,
-              closing(Journal(output / "journal.jsonl")) as journal):
+              closing(Journal(output / "journal.jsonl")) as journal, repeats_folded() as repeats):
             state.take_settings(config, backend.name)
             write_atomically(output / "run.toml", lambda path: path.write_text(config.to_toml(), encoding="utf-8"))
             shared = LookJob(_bare(config), output / PIECES, len(paths))
             with closing(executor_for(config, len(paths), output)) as executor:
                 return _steps(_Job(config, output, backend, shared, state, journal, executor, stop,
-                                   Watch(progress, callback)), paths)
+                                   Watch(progress, callback), repeats), paths)
 
 
 def _bare(config: RunConfig) -> RunConfig:
@@ -130,9 +132,17 @@ def _bare(config: RunConfig) -> RunConfig:
     return config.replace(frames=("-",), resume=False, overwrite=False)
 
 
+def _check_files(config: RunConfig) -> None:
+    """Refuse files of the settings that cannot serve before hours of work on the frames."""
+    photometric_catalog(config)
+    check_positions(config.positions)
+    if config.reference not in ("auto", "stack") and not os.path.exists(os.path.expanduser(config.reference)):
+        raise ConfigError(f"reference must be a usable frame, got {config.reference}: there is no such file")
+
+
 def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     start = time.perf_counter()
-    photometric_catalog(job.config)  # a file that cannot serve is said before hours of work
+    _check_files(job.config)
     take_times()
     job.journal.write("start", frames=len(paths), backend=job.backend.name, device=job.backend.device,
                       resume=job.config.resume)
@@ -140,6 +150,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     inputs = inputs_of(looks, job.config)
     note_barycentric(looks, job.config)
     select_frames(looks, job.config.select)
+    note_untimed(looks)
     best = _reference_of_a_kind(job, looks, inputs)
     _register(job, looks, best)
     setup = _setup(job, looks, best, inputs)
@@ -184,6 +195,7 @@ def _look_at(job: _Job, paths: Sequence[Path]) -> list[Look]:
             job.journal.write("read", file=path, reason=looks[name].reason)
             tick(looks[name])
             job.stop.check()
+    job.repeats.say()
     return [looks[name] for name in names]
 
 

@@ -63,7 +63,10 @@ def prepare_output(config: RunConfig, frames: Sequence[Path]) -> Path:
     if not config.resume:
         _remove([*found, *(output / name for name in _RECORDS), output / STATE, *(output / PIECES).glob("*.piece")])
     for folder in (*_FOLDERS, PIECES):
-        make_folder(output / folder)
+        if folder != "candidates" or config.detect is not None:
+            make_folder(output / folder)
+        else:
+            _remove_empty(output / folder)
     return output
 
 
@@ -100,6 +103,12 @@ def _found(output: Path) -> list[Path]:
 def _remove(paths: Sequence[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder of an earlier run that holds nothing; one with something in it stays."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ log = logging.getLogger("gpudia.pipeline")
 FRAME_SUFFIXES = (".fits", ".fit", ".fts", ".fits.fz", ".fits.gz")
 #: What no product is named with: some file systems, shells and browsers take it for something else.
 _UNFIT = set("/\\<>\"'&?*:|")
+_NAMED = 5  # files in a message
 _LONGEST = 180  # bytes; file systems allow 255, of which a file that is being written needs 40 more
 
 
@@ -29,9 +30,10 @@ def expand_frames(patterns: str | os.PathLike[str] | Collection[str | os.PathLik
     Parameters
     ----------
     patterns : str, path or sequence of them
-        A folder stands for its files that end in one of `FRAME_SUFFIXES` (hidden ones excepted); a pattern with
-        ``*``, ``?`` or ``[]`` for the files it matches, ``**`` at any depth; anything else is a file. A frame that is
-        none (missing, a link that leads nowhere, an empty folder of such a name) is for the run to report.
+        A folder stands for its files that end in one of `FRAME_SUFFIXES` (hidden ones excepted, which is logged); a
+        pattern with ``*``, ``?`` or ``[]`` for the files it matches, ``**`` at any depth; anything else is a file. A
+        frame that is none (missing, a link that leads nowhere, an empty folder of such a name) is for the run to
+        report.
 
     Returns
     -------
@@ -61,7 +63,12 @@ def expand_frames(patterns: str | os.PathLike[str] | Collection[str | os.PathLik
 def _expand(pattern: str) -> list[Path]:
     path = Path(pattern)
     if os.path.isdir(path):  # unlike Path's own methods, os.path never raises: not for a name too long either
-        seen = [p for p in path.iterdir() if _named_like_one(p) and not (p.name.startswith(".") or p.is_dir())]
+        files = [p for p in path.iterdir() if _named_like_one(p) and not p.is_dir()]
+        seen = [p for p in files if not p.name.startswith(".")]
+        if len(seen) < len(files):
+            hidden = sorted(p.name for p in files if p.name.startswith("."))
+            log.warning("frames: %d hidden in %r passed over: %s; name them to use them", len(hidden), pattern,
+                        ", ".join(hidden[:_NAMED]) + (", ..." if len(hidden) > _NAMED else ""))
         return seen or ([path] if _named_like_one(path) else [])
     if glob.has_magic(pattern) and not os.path.lexists(path):
         return [p for p in map(Path, glob.glob(pattern, recursive=True)) if not p.is_dir()]

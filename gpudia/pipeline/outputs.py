@@ -189,7 +189,7 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     for key, value in (("OBJECT", reference.cutout.header.get("OBJECT", "")), ("BACKEND", backend),
                        ("REFERENC", reference.look.name), ("GPUDIA", __version__), *_versions()):
         epochs.meta[key] = printable(value)
-    epochs.meta |= dict(meta)
+    epochs.meta |= dict(meta) | ({"doubts": doubts} if doubts else {})
     write_table(epochs, output / "epochs.ecsv")
     curves.write(output / "lightcurves.fits", overwrite=True)
     write_table(variables_table(curves.sources), output / "variables.ecsv")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gpudia.errors import ConfigError
 from gpudia.images import Region
 
-__all__ = ["read_positions", "with_positions"]
+__all__ = ["check_positions", "read_positions", "with_positions"]
 
 log = logging.getLogger("gpudia.pipeline")
 
@@ -60,6 +60,26 @@ def with_positions(stars: Table, path: str | None, wcs: Any, region: Region) -> 
     return joined
 
 
+def check_positions(path: str | None) -> None:
+    """Check a table of positions as far as that goes without a reference, before any frame is read.
+
+    Parameters
+    ----------
+    path : str or None
+        The table; None: nothing is to be checked.
+
+    Raises
+    ------
+    ConfigError
+        As `read_positions`, but for sky positions where the reference has no WCS; or an id is there twice.
+    """
+    if path is None:
+        return
+    ids = _read(path)[0]
+    if ids is not None and len(set(ids.tolist())) < len(ids):
+        raise ConfigError(f"positions must have ids of their own, got twice the same in {path}")
+
+
 def read_positions(path: str | Path, wcs: Any) -> tuple[NDArray | None, NDArray, NDArray]:
     """Read positions from a table: ECSV, CSV, FITS or whatever astropy recognises.
 
@@ -84,6 +104,19 @@ def read_positions(path: str | Path, wcs: Any) -> tuple[NDArray | None, NDArray,
         The file is not to be read as a table, lacks columns, holds what is no number, or has sky positions where the
         reference has no WCS.
     """
+    ids, xy, sky = _read(path)
+    if xy is None:
+        if wcs is None:
+            raise ConfigError(f"positions must have columns x, y where the reference has no WCS, got ra, dec in {path}")
+        xy = np.column_stack(wcs.world_to_pixel(SkyCoord(*sky, unit="deg")))
+    elif sky is None and wcs is not None and len(xy):
+        place = wcs.pixel_to_world(*xy.T).icrs
+        sky = np.array([place.ra.deg, place.dec.deg])
+    return ids, xy.reshape(-1, 2), np.full((2, len(xy)), np.nan) if sky is None else sky
+
+
+def _read(path: str | Path) -> tuple[NDArray | None, NDArray | None, NDArray | None]:
+    """The ids (N,), pixels (N, 2) and sky positions (2, N) that a table has; of the latter two at least one."""
     try:
         table = Table.read(os.path.expanduser(path))
     except Exception as error:  # astropy's readers raise whatever they come across
@@ -92,22 +125,16 @@ def read_positions(path: str | Path, wcs: Any) -> tuple[NDArray | None, NDArray,
         if name.lower() != name and name.lower() not in table.colnames:
             table.rename_column(name, name.lower())
     pixels, sky = ({*names} <= {*table.colnames} for names in (("x", "y"), ("ra", "dec")))
-    if not pixels and (not sky or wcs is None):
-        raise ConfigError(f"positions must have columns x, y{'' if wcs is None else ' or ra, dec'}, "
-                          f"got {', '.join(table.colnames)} in {path}")
+    if not pixels and not sky:
+        raise ConfigError(f"positions must have columns x, y or ra, dec, got {', '.join(table.colnames)} in {path}")
     try:
         ids = np.asarray(table["id"]).astype(np.int64, casting="same_kind") if "id" in table.colnames else None
-        radec = _numbers(table, "ra", "dec") if sky else np.full((2, len(table)), np.nan)
-        if pixels:
-            xy = _numbers(table, "x", "y").T
-            if not sky and wcs is not None and len(xy):
-                place = wcs.pixel_to_world(*xy.T).icrs
-                radec = np.array([place.ra.deg, place.dec.deg])
-        else:
-            xy = np.column_stack(wcs.world_to_pixel(SkyCoord(*radec, unit="deg")))
+        radec = _numbers(table, "ra", "dec") if sky else None
+        if radec is not None:
+            SkyCoord(*radec, unit="deg")  # refuses declinations beyond the poles
+        return ids, _numbers(table, "x", "y").T if pixels else None, radec
     except (TypeError, ValueError) as error:
         raise ConfigError(f"positions must be finite numbers with whole numbers as id, got {path}: {error}") from error
-    return ids, xy.reshape(-1, 2), radec
 
 
 def _numbers(table: Table, *names: str) -> NDArray[np.float64]:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError
+from gpudia.flags import FRAME_FLAGS
 from gpudia.images import barycentric_times, check_mixture
 from gpudia.messages import printable
 from gpudia.pipeline.looks import Look
 from gpudia.selection import SERIES_COLUMNS, parse_condition
 
-__all__ = ["drop_odd", "known_barycentric", "note_barycentric", "select_frames", "series_table"]
+__all__ = ["drop_odd", "known_barycentric", "note_barycentric", "note_untimed", "select_frames", "series_table"]
 
 log = logging.getLogger("gpudia.pipeline")
 
@@ -137,6 +138,17 @@ def drop_odd(looks: Sequence[Look], config: RunConfig, reference: Look | None = 
         wanted = "" if reference is None else getattr(reference, name)
         for index, error in check_mixture(usable, name, wanted).items():
             usable[index].fail(error)
+
+
+def note_untimed(looks: Sequence[Look]) -> None:
+    """Flag the usable frames whose time is not known, and say how many they are."""
+    untimed = [look for look in looks if not look.reason and not math.isfinite(look.mjd)]
+    for look in untimed:
+        look.flags |= FRAME_FLAGS.no_time
+    if untimed:
+        names = ", ".join(look.name for look in untimed[:5]) + (", ..." if len(untimed) > 5 else "")
+        log.warning("%d of %d frames have no time in their headers: %s; name its keyword with mjd_keys or mid_keys in "
+                    "[layout]", len(untimed), len(looks), names)
 
 
 def note_barycentric(looks: Sequence[Look], config: RunConfig) -> None:

@@ -32,6 +32,10 @@ FloatArray = NDArray[np.float64]
 UNREADABLE = (OSError, KeyError, ValueError, TypeError, IndexError)
 #: Texts of epochs.ecsv that an `Epoch` has as attributes.
 _OWN_TEXTS = ("name", "file", "status", "reason")
+#: Of the meta data of epochs.ecsv: what the page shows elsewhere.
+_NO_FACTS = ("stages", "wall", "doubts")
+#: Of the meta data of target.ecsv: where the target is.
+_PLACE = ("ra", "dec", "x", "y", "x_err", "y_err", "position_err_arcsec", "variation_sigma")
 _FITS_SUFFIXES = (".fz", ".gz", ".fits", ".fit", ".fts")
 _STRUCTURE = {"SIMPLE", "BITPIX", "NAXIS", "EXTEND", "COMMENT", "HISTORY", "", "CHECKSUM", "DATASUM", "EXTNAME"}
 
@@ -80,7 +84,8 @@ class RunData:
     `planes` are (n_ok, n_sources) arrays of ``lightcurves.fits`` by name; `reference` is (H, W) in ADU with NaN
     where masked; `position` is the target as (x, y), 0-based pixel centres of the reference image. `stages` are the
     seconds of work by stage and `wall` those that went by, where the run says so. `variables` and `candidates` are the
-    tables of these names, without columns where a run made none.
+    tables of these names, without columns where a run made none. `doubts` are what the run says against its numbers,
+    `place` what ``target.ecsv`` says of where the target is: numbers (degrees, pixels, arcsec) and texts.
     """
 
     output: Path
@@ -97,6 +102,8 @@ class RunData:
     wall: float = np.nan
     variables: Table = field(default_factory=Table)
     candidates: Table = field(default_factory=Table)
+    doubts: list[str] = field(default_factory=list)
+    place: dict[str, float | str] = field(default_factory=dict)
 
     def count(self, status: str) -> int:
         """Return the number of epochs with this status."""
@@ -122,10 +129,11 @@ def read_run(output: Path) -> RunData:
     settings = _read_settings(output / "run.toml")
     sources, curve_epochs, planes = _read_lightcurves(output / "lightcurves.fits")
     reference, header, facts = _read_reference(output / "reference.fits")
+    target, place = _read_target(output / "target.ecsv")
     return RunData(
         output=output,
         epochs=_epoch_list(rows, output / "difference"),
-        target=_read_target(output / "target.ecsv"),
+        target=target,
         sources=sources,
         curve_epochs=curve_epochs,
         planes=planes,
@@ -137,11 +145,17 @@ def read_run(output: Path) -> RunData:
         wall=_stages({"wall": rows.meta.get("wall")}).get("wall", np.nan),
         variables=_read_optional(output / "variables.ecsv"),
         candidates=_read_optional(output / "candidates.ecsv"),
+        doubts=_doubts(rows.meta.get("doubts")),
+        place=place,
     )
 
 
 def _texts_of(meta: dict[str, Any]) -> dict[str, str]:
-    return {str(k): printable(v) for k, v in meta.items() if not (str(k).startswith("__") or k in ("stages", "wall"))}
+    return {str(k): printable(v) for k, v in meta.items() if not (str(k).startswith("__") or k in _NO_FACTS)}
+
+
+def _doubts(given: Any) -> list[str]:
+    return [printable(text) for text in given] if isinstance(given, list) else []
 
 
 def _stages(given: Any) -> dict[str, float]:
@@ -219,18 +233,19 @@ def _epoch_list(rows: Table, folder: Path) -> list[Epoch]:
     ]
 
 
-def _read_target(path: Path) -> Curve | None:
+def _read_target(path: Path) -> tuple[Curve | None, dict[str, float | str]]:
+    """The target's light curve and where the target is."""
     if not path.is_file():
-        return None
+        return None, {}
     try:
         rows = Table.read(path, format="ascii.ecsv")
         mjd = _to_mjd(rows["time"])
     except UNREADABLE as error:
         log.warning("report: %s left out: %s", path.name, error)
-        return None
+        return None, {}
     flags = numbers(rows, "flags", 0).astype(np.int64)
     mag, is_limit = _magnitudes(rows, flags)
-    return Curve(
+    curve = Curve(
         label="target",
         names=[frame_name(w) for w in words(rows, "image")],
         mjd=mjd,
@@ -239,6 +254,11 @@ def _read_target(path: Path) -> Curve | None:
         flags=flags,
         **{c: numbers(rows, c) for c in ("flux", "flux_err", "flux_diff", "flux_diff_err", "mag_err")},
     )
+    place: dict[str, float | str] = {
+        k: float(v) for k in _PLACE if isinstance(v := rows.meta.get(k), int | float) and np.isfinite(v)}
+    if rows.meta.get("position"):
+        place["position"] = printable(rows.meta["position"])
+    return curve, place
 
 
 def _to_mjd(column: Any) -> FloatArray:

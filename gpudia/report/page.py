@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -24,10 +25,11 @@ def build_page(content: Content) -> str:
     """Return the HTML of a run's report, with the sections that it has data for."""
     made = [(s.anchor, s.head, s.short, s.make(content)) for s in SECTIONS]
     return assemble(_title(content.run), _summary(content.run), _tiles(content.run, content.scatter),
-                    [section for section in made if section[3]])
+                    [section for section in made if section[3]], _doubts(content.run.doubts))
 
 
-def assemble(title: str, summary: str, tiles: str, sections: Sequence[tuple[str, str, str, str]]) -> str:
+def assemble(title: str, summary: str, tiles: str, sections: Sequence[tuple[str, str, str, str]],
+             doubts: str = "") -> str:
     """Return a page.
 
     Parameters
@@ -38,6 +40,8 @@ def assemble(title: str, summary: str, tiles: str, sections: Sequence[tuple[str,
         HTML of the head.
     sections : sequence of tuple of str
         Anchor, head, name in the navigation, HTML.
+    doubts : str
+        HTML after the summary.
     """
     scripts = [_package_text(name) for name in ("table.js", "chart.js")]
     return Template(_package_text("page.html")).substitute(
@@ -46,6 +50,7 @@ def assemble(title: str, summary: str, tiles: str, sections: Sequence[tuple[str,
         script_hashes=" ".join(map(_hash, scripts)),
         scripts="".join(f"<script>{script}</script>" for script in scripts),
         summary=summary,
+        doubts=doubts,
         tiles=tiles,
         navigation=" ".join(f'<a href="#{anchor}">{escape(short)}</a>' for anchor, _, short, _ in sections),
         sections="\n".join(
@@ -91,6 +96,17 @@ def _summary(run: RunData) -> str:
         f"{f' on the backend {escape(backend)}' if backend else ''} in {seconds:.3g} s of work on the images; "
         f"page written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
     )
+
+
+def _doubts(texts: Sequence[str]) -> str:
+    """What the run says against its numbers; each text begins as a sentence."""
+    items = "".join(f"<li>{_unbroken(escape(text[:1].upper() + text[1:]))}.</li>" for text in texts)
+    return f'<aside class="doubts"><h2>Doubts about these numbers</h2><ul>{items}</ul></aside>' if texts else ""
+
+
+def _unbroken(html: str) -> str:
+    """Keep the options in a text on one line: a browser breaks them after their hyphens."""
+    return re.sub(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", r"<code>\g<0></code>", html)
 
 
 def _tiles(run: RunData, scatter: Scatter) -> str:

@@ -91,7 +91,26 @@ def _light_curve(content: Content) -> str:
         image = f'<img alt="Light curve of the target" src="{png_uri(content.target_png)}" width="100%">'
     still = f"<noscript>{image}<p>The chart needs JavaScript.</p></noscript>"
     data = f'<script id="lightcurve-data" type="application/json">{curves_json(curves, run.epochs)}</script>'
-    return f"{note}{offer}{controls([c.label for c in curves])}{still}{data}"
+    return f"{note}{offer}{controls([c.label for c in curves])}{still}{data}{_target_place(run)}"
+
+
+def _target_place(run: RunData) -> str:
+    """Where the target is, whose place that is, and how well it is known, as far as the run says so."""
+    place, rows = run.place, {}
+    if {"ra", "dec"} <= place.keys():
+        rows["target"] = f"RA {place['ra']:.7f}, Dec {place['dec']:.7f} deg".replace("-", "\N{MINUS SIGN}")
+    if {"x", "y"} <= place.keys():
+        rows["on the reference"] = f"x {place['x']:.3f}, y {place['y']:.3f} px".replace("-", "\N{MINUS SIGN}")
+    if "position" in place:
+        rows["taken from"] = str(place["position"])
+    errors = [f"{place[k]:.2g} px in {axis}" for k, axis in (("x_err", "x"), ("y_err", "y")) if k in place]
+    if "position_err_arcsec" in place:
+        errors.append(f"{place['position_err_arcsec']:.2g} arcsec per axis")
+    if errors:
+        rows["error"] = ", ".join(errors)
+    if "variation_sigma" in place:
+        rows["variation"] = f"{place['variation_sigma']:.3g} σ, all epochs together"
+    return definitions(rows) if rows else ""
 
 
 def _epochs(content: Content) -> str:
