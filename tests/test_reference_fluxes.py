@@ -65,9 +65,9 @@ def test_a_reference_without_a_star_for_a_psf_is_said_to_be(pairs):
     assert (measures.psf.method, measures.psf.n_stars) == ("assumed", 0)
     assert_allclose(measures.psf.stamp, moffat_psf(4.0, 25))
     assert any("no star of the reference was fit to make a PSF of" in text
-               for text in _doubts([], [], reference, measures))
+               for text in _doubts([], [], reference, measures, "ap"))
     good = prepare_measures(reference_of(positions, fluxes), [4.0], 4.0, 1)
-    assert _doubts([], [], reference, good) == []
+    assert _doubts([], [], reference, good, "psf") == []
 
 
 def test_no_stars_at_all():
