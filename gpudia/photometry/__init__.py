@@ -10,6 +10,7 @@ from gpudia.photometry.forced import forced_photometry, measure_apertures, psf_p
 from gpudia.photometry.joint import JointPosition, StarStamp, fit_position, fluxes_at
 from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_hdu
 from gpudia.photometry.linear import EpochNoise, linear_flux_variance
+from gpudia.photometry.model_error import model_error
 from gpudia.photometry.neighbours import close_pairs, overlaps, separate
 from gpudia.photometry.psf import epoch_psf
 from gpudia.photometry.psf_model import Psf, moffat_psf
@@ -67,6 +68,7 @@ __all__ = [
     "linear_flux_variance",
     "magnitudes",
     "measure_apertures",
+    "model_error",
     "moffat_psf",
     "overlaps",
     "psf_photometry",

@@ -7,7 +7,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +26,14 @@ from gpudia.flags import FRAME_FLAGS
 from gpudia.images import write_hdus, write_images, write_table
 from gpudia.messages import printable
 from gpudia.model import DifferenceStack
-from gpudia.photometry import LightCurves, constant_star_epsilon, table_hdu, variability
+from gpudia.photometry import (
+    CombinedFluxes,
+    LightCurves,
+    constant_star_epsilon,
+    model_error,
+    table_hdu,
+    variability,
+)
 from gpudia.pipeline.calibrate import calibrated
 from gpudia.pipeline.looks import Look
 from gpudia.pipeline.measure import EpochFluxes, Measures, recommended, separated
@@ -41,8 +48,8 @@ __all__ = ["RunResult", "provenance", "write_difference", "write_results", "writ
 log = logging.getLogger("gpudia.pipeline")
 
 _NUMBERS = ("shift_x", "shift_y", "registration_rms", "registration_max", "registration_error", "n_matched", "route",
-            "registration_kind", "scale", "scale_err", "epsilon", "epsilon_err", "chi2", "correlation", "noise_gain",
-            "kernel_x", "kernel_y", "kernel_fwhm", "n_masked", "n_clipped", "n_pixels", "iterations")
+            "registration_kind", "scale", "scale_err", "epsilon", "epsilon_err", "model_error", "chi2", "correlation",
+            "noise_gain", "kernel_x", "kernel_y", "kernel_fwhm", "n_masked", "n_clipped", "n_pixels", "iterations")
 #: Flags of a frame that speak against its fluxes.
 DOUBTS = ("bad_chi2", "not_white", "scale_mismatch", "poor_registration", "noise_mismatch", "deconvolving")
 _WHOLE = ("n_matched", "n_masked", "n_clipped", "n_pixels", "iterations")
@@ -180,6 +187,7 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     fluxes = [results[look.name] for look in done]
     fluxes = separated(measures, fluxes)
     best = recommended(measures, fluxes)
+    fluxes = _with_model_error(done, fluxes, len(reference.stars), best)
     _check_scales(done, fluxes, measures, best, config.max_epsilon)
     epochs = epoch_table(looks)
     curves, doubt = calibrated(_light_curves(done, fluxes, reference, measures, epochs, best), config, reference.look)
@@ -231,6 +239,24 @@ def _doubts(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunR
                           f"freedom {float(spread.chi2[0]):.1f}): differences are right, its flux on the reference is "
                           "a mean")
     return doubts
+
+
+def _with_model_error(done: Sequence[Look], fluxes: Sequence[EpochFluxes], n_stars: int,
+                      best: str) -> list[EpochFluxes]:
+    """Add to the errors what the model leaves at bright stars beyond the noise, by epoch; note that of `best`."""
+    shares = {}
+    for method in fluxes[0].fluxes if fluxes else ():
+        delta, error, total, _ = (_stacked(fluxes, method, name, n_stars) for name in CombinedFluxes._fields)
+        flags = np.array([epoch.flags[method][:n_stars] for epoch in fluxes])
+        shares[method] = model_error(delta, error, total, flags == 0)
+    result = []
+    for i, (look, epoch) in enumerate(zip(done, fluxes, strict=True)):
+        look.numbers["model_error"] = float(shares[best][i])
+        widened = {method: one._replace(
+            flux_diff_err=np.hypot(one.flux_diff_err, shares[method][i] * one.flux),
+            flux_err=np.hypot(one.flux_err, shares[method][i] * one.flux)) for method, one in epoch.fluxes.items()}
+        result.append(replace(epoch, fluxes=widened))
+    return result
 
 
 def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures, method: str,
