@@ -8,8 +8,9 @@ from gpudia.config import RunConfig
 from gpudia.errors import FrameError
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import FrameLayout, FrameQuality, Registration, make_frame, whole_frame
-from gpudia.pipeline.looks import Look, Seen, _of_one_grid
+from gpudia.pipeline.looks import Look, Seen
 from gpudia.pipeline.prepare import prepare
+from gpudia.pipeline.registering import _of_one_grid
 
 SHAPE = (201, 201)  # corners are 141 px from the centre
 

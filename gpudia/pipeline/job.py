@@ -27,13 +27,14 @@ from gpudia.pipeline.epochs import KEEP
 from gpudia.pipeline.executors import Executor, WorkerDied, executor_for
 from gpudia.pipeline.journal import PIECES, STATE, Journal, locked, log_to, prepare_output
 from gpudia.pipeline.listing import distinct_names, expand_frames
-from gpudia.pipeline.looks import Look, Seen, check_all, choose_reference, frame_errors
+from gpudia.pipeline.looks import Look, Seen, frame_errors
 from gpudia.pipeline.measure import prepare_measures
 from gpudia.pipeline.outputs import RunResult, write_results
 from gpudia.pipeline.positions import check_positions
 from gpudia.pipeline.prepare import PreparedBatch, images_at_once, in_batches, place_batch, prepare
 from gpudia.pipeline.progress import Progress, Watch
 from gpudia.pipeline.reference import RunReference, make_reference, provisional, settle_model, trial_looks
+from gpudia.pipeline.registering import check_all, choose_reference
 from gpudia.pipeline.sifting import drop_odd, note_barycentric, note_untimed, select_frames
 from gpudia.pipeline.stacking import stack_reference
 from gpudia.pipeline.stages import add_times, stage, take_times

@@ -1,13 +1,12 @@
-"""The first look at every frame: stars, quality and header facts; then the reference and the registrations."""
+"""The first look at every frame: stars, quality and header facts; where the region of the run is on it."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,13 @@ from gpudia.images import (
     Region,
     Registration,
     catalog_of,
-    check_series,
     cut,
     detect_stars,
     flag_defects,
     flag_lacosmic,
     frame_quality,
-    identity_registration,
-    rank_references,
     read_frame,
     region_around,
-    register,
     site_of,
     whole_frame,
 )
@@ -49,12 +44,8 @@ __all__ = [
     "FrameStore",
     "Look",
     "Seen",
-    "check_all",
-    "choose_reference",
     "frame_errors",
-    "rank_looks",
     "region_of",
-    "register_looks",
     "stamp_of",
     "take_look",
     "target_position",
@@ -67,8 +58,6 @@ _KEEP_BYTES = 10 << 30
 _BYTES_PER_PIXEL = 9
 #: Room around the region in a piece, of the region's side and in pixels: for a WCS that is off, and a rotation.
 _PIECE_MARGIN, _PIECE_MARGIN_PX = 0.05, 24
-#: FWHM of a reference over that of the sharpest frame, at most.
-_BLUNTEST = 1.15
 
 
 @dataclass(frozen=True)
@@ -328,138 +317,3 @@ def _usable_share(frame: Frame, region: Region) -> float:
     y, x = max(region.y0, 0), max(region.x0, 0)
     inside = frame.mask[y:region.y0 + height, x:region.x0 + width]
     return float((inside == 0).sum() / (height * width))
-
-
-def choose_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore) -> Look:
-    """Return the look of the reference: the file that the settings name, or the frame with the least noise.
-
-    Of the sharp frames (FWHM at most 15 % above the best: a kernel can blur a reference, but not sharpen it) those are
-    ranked by the expected noise of a PSF flux, sky noise times FWHM over transparency, with the transparency from stars
-    matched with the best of them; a frame that has only a share s of the region counts as 1/s^2 noisier.
-
-    Raises
-    ------
-    ConfigError
-        If the file that was asked for cannot serve.
-    FrameError
-        If no frame can.
-    """
-    if config.reference not in ("auto", "stack"):
-        return _named_reference(looks, config, store)
-    return rank_looks(looks, config)[0]
-
-
-def rank_looks(looks: Sequence[Look], config: RunConfig) -> list[Look]:
-    """Sharp frames, the best reference first; see `choose_reference`.
-
-    Raises
-    ------
-    FrameError
-        If none can serve.
-    """
-    usable = [look for look in looks if not look.reason and look.quality is not None]
-    if not usable:
-        raise FrameError("no frame is usable: " + "; ".join(f"{look.path.name}: {look.reason}" for look in looks[:5]))
-    usable = _sharp_enough(_of_one_grid(usable))
-    if all(look.usable_share == 0 for look in usable):
-        raise FrameError("target must lie on a frame with a celestial WCS, got none such; run without --ra and --dec "
-                         "for whole frames, or check the coordinates and the WCS")
-    qualities = [look.quality for look in usable]
-    best = usable[int(rank_references(qualities, [look.usable_share**2 for look in usable])[0])]
-    ratios = [_flux_ratio(best, look, config) for look in usable]
-    worth = [ratio * look.usable_share**2 for ratio, look in zip(ratios, usable, strict=True)]
-    return [usable[int(i)] for i in rank_references(qualities, worth)]
-
-
-def _of_one_grid(looks: list[Look]) -> list[Look]:
-    """Frames with the pixel scale that most have, within 5 %; those without a WCS only where no frame has one.
-
-    FWHM and noise are compared in pixels: a frame that was binned would win, and lose what the others resolve.
-    """
-    scales = {look.name: look.pixel_scale for look in looks if math.isfinite(look.pixel_scale)}
-    if not scales:
-        return looks
-    middle = float(np.median(list(scales.values())))
-    usual = min(scales.values(), key=lambda scale: abs(scale - middle))
-    return [look for look in looks if look.name in scales and abs(scales[look.name] / usual - 1) < 0.05]
-
-
-def _sharp_enough(looks: Sequence[Look]) -> list[Look]:
-    whole = [look for look in looks if look.usable_share > 0.5 * max(other.usable_share for other in looks)]
-    widths = [look.quality.fwhm for look in whole if look.quality is not None and math.isfinite(look.quality.fwhm)]
-    if not widths:
-        return list(looks)
-    return [look for look in whole if look.quality is not None and look.quality.fwhm <= _BLUNTEST * min(widths)]
-
-
-def _named_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore) -> Look:
-    path = Path(os.path.expanduser(config.reference))
-    for look in looks:
-        if os.path.realpath(look.path) == os.path.realpath(path):
-            break
-    else:
-        look = take_look(path, path.name, store, config)
-    if look.reason and not look.skipped:  # one that was not selected can serve, when it is named
-        raise ConfigError(f"reference must be a usable frame, got {path}: {look.reason}")
-    return look
-
-
-def _flux_ratio(one: Look, other: Look, config: RunConfig) -> float:
-    """Median flux of matched stars on `other` over that on `one`; 1 where the frames cannot be matched."""
-    if other is one:
-        return 1.0
-    try:
-        found = register(one.stars, other.stars, one.wcs, other.wcs, max_rms=config.max_rms,
-                         min_matches=config.min_matches)
-    except FrameError:
-        return 1.0
-    moved = found.apply(np.column_stack([one.stars["x"], one.stars["y"]]))
-    there = np.column_stack([other.stars["x"], other.stars["y"]])
-    from scipy.spatial import cKDTree
-
-    distance, index = cKDTree(there).query(moved, distance_upper_bound=1.5)
-    matched = np.isfinite(distance) & (np.asarray(one.stars["flags"]) == 0)
-    if matched.sum() < 3:
-        return 1.0
-    ratio = float(np.median(np.asarray(other.stars["flux"])[index[matched]] / np.asarray(one.stars["flux"])[matched]))
-    return ratio if math.isfinite(ratio) and ratio > 0 else 1.0
-
-
-def check_all(looks: Sequence[Look], reference: Look, config: RunConfig) -> None:
-    """Fail the looks whose filter, or shape where nothing is aligned, is not the reference's."""
-    same = () if "filter" in config.mixed else ("filter",)
-    for index, error in check_series(looks, reference, shapes=not config.align, same=same).items():
-        if not looks[index].reason:
-            looks[index].fail(error)
-
-
-def register_looks(looks: Iterable[Look], reference: Look, config: RunConfig) -> None:
-    """Register every usable look with the reference; one that cannot be is a failed row."""
-    for look in looks:
-        if look.reason:
-            continue
-        start = time.perf_counter()
-        if not config.align or look.path == reference.path:
-            look.registration = identity_registration()
-        else:
-            try:
-                with frame_errors(look.path):
-                    look.registration = _register(reference, look, config)
-            except FrameError as error:
-                look.fail(error)
-        look.seconds += time.perf_counter() - start
-
-
-def _register(reference: Look, look: Look, config: RunConfig) -> Registration:
-    """Ids of the frames' own catalogs first; else the stars that were detected, by sky, offset and pattern."""
-    options = {"max_rms": config.max_rms, "min_matches": config.min_matches}
-    if _has_ids(reference.catalog) and _has_ids(look.catalog):
-        try:
-            return register(reference.catalog, look.catalog, reference.wcs, look.wcs, routes=("id",), **options)
-        except FrameError as error:
-            log.info("%s: ids of the catalogs do not register it (%s); going on with detected stars", look.path, error)
-    return register(reference.stars, look.stars, reference.wcs, look.wcs, **options)
-
-
-def _has_ids(catalog: Table | None) -> bool:
-    return catalog is not None and catalog.meta.get("ids") == "catalog"

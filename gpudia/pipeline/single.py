@@ -13,10 +13,11 @@ from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import Frame
-from gpudia.pipeline.looks import FrameStore, Look, check_all, register_looks, take_look
+from gpudia.pipeline.looks import FrameStore, Look, take_look
 from gpudia.pipeline.outputs import provenance, write_stack_image
 from gpudia.pipeline.prepare import place_batch, prepare
 from gpudia.pipeline.reference import make_reference, provisional, settle_model
+from gpudia.pipeline.registering import check_all, register_looks
 
 __all__ = ["SubtractResult", "subtract_files"]
 

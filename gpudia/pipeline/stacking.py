@@ -16,9 +16,10 @@ from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import Frame, detect_stars, flux_noise, frame_quality
 from gpudia.model import Coadd
-from gpudia.pipeline.looks import FrameStore, Look, Seen, frame_errors, rank_looks
+from gpudia.pipeline.looks import FrameStore, Look, Seen, frame_errors
 from gpudia.pipeline.prepare import Prepared, images_at_once, in_batches, place_batch, prepare, resampled
 from gpudia.pipeline.reference import RunReference, carried_model, provisional, reference_of
+from gpudia.pipeline.registering import rank_looks
 
 __all__ = ["stack_reference"]
 

@@ -25,11 +25,12 @@ from gpudia.errors import FrameError
 from gpudia.model import DifferenceStack
 from gpudia.pipeline.codec import decode, encode
 from gpudia.pipeline.epochs import KEEP, EpochOutcome, Product, finish, flagged
-from gpudia.pipeline.looks import FrameStore, Look, Seen, frame_errors, register_looks, take_look
+from gpudia.pipeline.looks import FrameStore, Look, Seen, frame_errors, take_look
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_batch
 from gpudia.pipeline.outputs import write_difference
 from gpudia.pipeline.prepare import Prepared, PreparedBatch, place_batch, prepare
 from gpudia.pipeline.reference import RunReference
+from gpudia.pipeline.registering import register_looks
 from gpudia.pipeline.stages import stage, take_times
 from gpudia.pipeline.storage import writing
 from gpudia.pipeline.warned import warnings_logged
