@@ -42,10 +42,10 @@ def covariance_correction(plan: ReferencePlan, stack: DifferenceStack, image: in
     size = xp.sqrt((rows * directions).sum(axis=1))
     scaled = xp.where(size > 0, 1.0 / xp.where(size > 0, size, 1.0), 0.0)[:, None]
     directions = directions * scaled  # both matrices then have diagonals near 1
-    # single precision is good to 1e-5 of the matrix, ten times better than the method
-    models = plan.design.single().model(plan.given.in_fit_units(directions)).reshape(len(rows), -1)
-    exact = ((models * weights.astype(xp.float32).reshape(1, -1)) @ models.T).astype(xp.float64)
+    # in double precision: the directions are nearly parallel
+    models = plan.design.model(plan.given.in_fit_units(directions)).reshape(len(rows), -1)
+    exact = (models * weights.reshape(1, -1)) @ models.T
     estimate = (rows * scaled) @ directions.T
-    little = 1e-6 * xp.eye(len(rows))  # two stars at one place have the same row
+    little = 1e-9 * xp.eye(len(rows))  # two stars at one place have the same row
     inverses, ok = backend.inverse_spd(xp.stack([exact + little, estimate + little]))
     return directions, xp.where(ok.all(), inverses[0] - inverses[1], 0.0)
