@@ -19,6 +19,9 @@ __all__ = ["Block", "Epoch", "Stars"]
 
 #: A masked pixel raises a flag where the PSF has this share of its peak or more (squared, as it counts in the flux).
 _FAINT = 0.01**2
+#: Leverage from which on an estimated covariance is corrected: a third of less changes a flux by 3 % of its change. A
+#: correction takes as long as a model of the whole image for every such star.
+_CORRECTED = 0.07
 #: chi^2 of the PSF's fit counts as that of noise up to so many sigma: pixels are correlated, fewer independent.
 _CHI2_SIGMA = 5.0
 #: Excess of chi^2 from which on the fit is called poor: errors are then 1.4 times what noise makes them, or more.
@@ -116,10 +119,13 @@ class Block:
         measures = {name: self._psf(light, pixels) if name == "psf" else self._aperture(light, pixels)
                     for name in limits}
         parts = {name: self.under.variance(one.weights, own, noise, spectra) for name, one in measures.items()}
-        if exact and noise.correction is not None and noise.covariance is not None:
-            correction = noise.correction(parts["psf"].rows)
-            parts = {name: _corrected(part, *correction) for name, part in parts.items()}
         lever = _Leverage(self, epoch, pixels, measures, parts)
+        if exact and noise.correction is not None and noise.covariance is not None:
+            high = self.xp.flatnonzero(lever.of_psf > _CORRECTED)
+            if len(high):
+                correction = noise.correction(parts["psf"].rows[high])
+                parts = {name: _corrected(part, *correction) for name, part in parts.items()}
+                lever = _Leverage(self, epoch, pixels, measures, parts)
         found = {name: self._flux(one, pixels, lever, name, usable, limits[name]) for name, one in measures.items()}
         return found, lever.of_psf
 

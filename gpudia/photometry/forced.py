@@ -27,8 +27,7 @@ __all__ = ["forced_photometry", "measure_apertures", "psf_photometry"]
 
 #: Stars of which so much is kept at a time: positions, PSFs and the reference under them, some 25 kB a star.
 _STARS_AT_ONCE = 8192
-#: Leverage from which on stars are measured on stamps that hold the whole PSF, as the wings pull, too, and with the
-#: fit's own normal matrix where the covariance is an estimate. Few stars have more.
+#: Leverage from which on stars are measured on stamps that hold the whole PSF, as the wings pull, too. Few have more.
 _HIGH_LEVERAGE = 0.05
 
 
@@ -258,17 +257,16 @@ def _measured(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], s
         blocks = backend.run_all(lambda which: (which, Block(stars[which], size, side, epochs[0].noise)), slices)
         backend.run_all(measure, list(product(blocks, range(len(epochs)))))
     result = {name: ForcedFluxes(*map(to_host, columns)) for name, columns in found.items()}
-    return _with_exact_leverage(result, to_host(leverage), partial(_again, stars, epochs, limits))
+    return _with_exact_leverage(result, to_host(leverage), backend, partial(_again, stars, epochs, limits))
 
 
-def _with_exact_leverage(result: dict[str, ForcedFluxes], leverage: FloatArray,
+def _with_exact_leverage(result: dict[str, ForcedFluxes], leverage: FloatArray, backend: Backend,
                          again: Callable[[int, Any], dict[str, ForcedFluxes]]) -> dict[str, ForcedFluxes]:
     """Measure stars of high leverage once more."""
-    for i, levers in enumerate(leverage):
-        which = np.flatnonzero(levers > _HIGH_LEVERAGE)
-        if not which.size:
-            continue
-        for name, part in again(i, which).items():
+    high = [(i, np.flatnonzero(levers > _HIGH_LEVERAGE)) for i, levers in enumerate(leverage)]
+    high = [(i, which) for i, which in high if which.size]
+    for (i, which), found in zip(high, backend.run_all(lambda one: again(*one), high), strict=True):
+        for name, part in found.items():
             for column, values in zip(result[name], part, strict=True):
                 column[i, which] = to_host(values)
     return result
