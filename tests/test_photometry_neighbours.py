@@ -146,4 +146,4 @@ def test_masked_pixels_of_an_image_are_in_no_overlap():
     found = _overlaps(measures, stack, 0, bits)
     alone = psf_photometry(other, stack.variance[0], bits, two, psf, max_masked_fraction=0.5)
     assert found[0, 0] == pytest.approx(alone.flux[0], rel=5e-3)
-    assert found[0, 0] < 0.9 * _overlaps(measures, stack, 0, 0 * bits)[0, 0]
+    assert found[0, 0] < 0.95 * _overlaps(measures, stack, 0, 0 * bits)[0, 0]
