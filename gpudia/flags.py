@@ -193,7 +193,8 @@ SOURCE_FLAGS = FlagTable(
     Flag(16, "no_reference_flux", "flux on the reference not measurable or not positive", "use flux_diff"),
     Flag(32, "clipped_pixels", "pixels in the aperture were rejected in the kernel fit (variable, or cosmic ray)",
          "look at the difference"),
-    Flag(64, "neighbour", "another star within the aperture: shares its flux", "use PSF fluxes"),
+    Flag(64, "neighbour", "another star within the aperture: shares its flux, or was not measured in that epoch where "
+         "the two are fitted together", "use PSF fluxes"),
     Flag(128, "variable", "varies by more than its errors say (SOURCES only)", "have a look: it may be interesting"),
     Flag(256, "limit", "total flux below 3 sigma: magnitude is an upper limit", "use the flux"),
     Flag(512, "duplicate", "within half a pixel of another entry of the catalog: one light curve under two ids "

@@ -18,6 +18,7 @@ from gpudia.photometry import (
     Stamps,
     aperture_correction,
     aperture_weights,
+    crowded_photometry,
     epoch_psf,
     forced,
     linear_flux_variance,
@@ -473,3 +474,14 @@ def test_a_wrong_number_of_psfs_or_fraction_is_refused():
     for wrong in (1.0, -0.1, np.nan, "a"):
         with pytest.raises(InputError, match="max_masked_fraction must be at least 0 and below 1, got"):
             measure_apertures(frame, frame, None, positions, 3.0, max_masked_fraction=wrong)
+
+
+@pytest.mark.parametrize("value", [256, -1, 0.5])
+def test_mask_values_that_are_no_bits_are_refused(value):
+    """Cut to 8 bits, 256 would say that the pixel is good."""
+    frame, mask = np.ones(SHAPE), np.zeros(SHAPE)
+    mask[16, 17] = value
+    for measure in (lambda: measure_apertures(frame, frame, mask, (17.0, 16.0), 3.0),
+                    lambda: crowded_photometry(frame, frame, mask, (17.0, 16.0), moffat_psf(3.0, 9), 3.0)):
+        with pytest.raises(InputError, match="mask must be bool or bits"):
+            measure()

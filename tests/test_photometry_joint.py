@@ -84,3 +84,31 @@ def test_fluxes_are_those_of_the_single_images(place):
                                    one.flags, centre, 4.0, max_masked_fraction=0.2)
         assert_allclose(found["ap"][0][i], sums.flux[0] / inside.flux[0], rtol=1e-6)
         assert_allclose(found["ap"][1][i], sums.error[0] / inside.flux[0], rtol=1e-6)
+
+
+def test_many_faint_epochs_tell_the_place_within_its_error():
+    """Fluxes of 0.8 sigma in each of 600 epochs: the noise of the fluxes is most of the place's error."""
+    side = 15
+    psf, place = moffat_psf(3.0, side), np.array([0.3, -0.2])
+    faint = 0.8 * SIGMA / np.sqrt((psf**2).sum())
+    rng, light, pulls = np.random.default_rng(5), shifted_psf(psf[None], place[None])[0], []
+    for _ in range(10):
+        values = faint * light + SIGMA * rng.normal(size=(600, side, side))
+        stamps = [StarStamp(v.astype(np.float32), np.full(psf.shape, SIGMA**2, np.float32),
+                            np.zeros(psf.shape, np.uint8), psf.astype(np.float32)) for v in values]
+        found = fit_position(stamps, (0.0, 0.0))
+        if found is not None:  # sum f^2 / sigma^2 is 384 +- 52, the least 10 sqrt(1200) = 346
+            pulls.append((found.offset - place) / found.error)
+    assert len(pulls) >= 4
+    assert np.sqrt((np.array(pulls) ** 2).mean()) < 1 + 4 / np.sqrt(4 * len(pulls))
+
+
+def test_what_noise_alone_adds_up_to_in_thousands_of_epochs_is_no_variation():
+    """sum of (f / sigma)^2 - 1 scatters by sqrt(2 E): 100 is 1.6 sigma of it for 2000 epochs."""
+    psf = moffat_psf(2.0, 9)
+    rng = np.random.default_rng(7)
+    noise = rng.normal(size=(2000, 9, 9)).astype(np.float32)
+    flux = (noise * psf).sum(axis=(1, 2)) / np.sqrt((psf**2).sum())
+    noise *= np.sqrt((1 + 150 / 2000) / (flux**2).mean())  # by chance, or as errors are 4 % too small
+    stamps = [StarStamp(v, np.ones_like(v), np.zeros(v.shape, np.uint8), psf.astype(np.float32)) for v in noise]
+    assert fit_position(stamps, (0.0, 0.0)) is None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gpudia.photometry import model_error
+from gpudia.photometry.model_error import _from_mean
 
 E, S = 60, 40
 FLUX = np.geomspace(1e5, 2e3, S)
@@ -63,3 +64,24 @@ def test_what_cannot_be_told_is_zero():
     assert found[3] <= others
     assert model_error(np.empty((0, 3)), np.empty((0, 3)), np.empty((0, 3)), np.empty((0, 3), bool)).shape == (0,)
     assert (model_error(delta[:, :3], sigma[:, :3], total[:, :3], good[:, :3]) == 0).all()
+
+
+def test_one_bad_epoch_does_not_spoil_the_means_and_errors_of_all():
+    """A scale that is 2 % off in one of ten epochs moves every mean by 0.2 %, the noise of the brightest stars."""
+    rng = np.random.default_rng(1)
+    flux, sigma = np.full(12, 1e5), np.full((10, 12), 200.0)
+    delta = sigma * rng.normal(size=sigma.shape)
+    delta[3] += 0.02 * flux
+    found = model_error(delta, sigma, flux + delta, np.ones(delta.shape, bool))
+    assert found[3] > 0.015
+    assert np.delete(found, 3).max() < 0.001
+
+
+def test_distances_from_means_of_unequal_epochs_are_of_unit_variance():
+    """Two epochs, one ten times as noisy: pulls of both about their mean are those of the noise; no share is found."""
+    rng = np.random.default_rng(2)
+    sigma = np.array([[100.0], [1000.0]]) * np.ones((2, 2000))
+    delta, flux = sigma * rng.normal(size=sigma.shape), np.full(2000, 1e6)
+    apart = _from_mean(delta, sigma, np.ones(delta.shape, bool)) / sigma
+    assert np.abs(np.sqrt((apart**2).mean(axis=1)) - 1).max() < 4 / np.sqrt(4000)
+    assert (model_error(delta[:, :20], sigma[:, :20], flux[:20] + delta[:, :20], np.ones((2, 20), bool)) == 0).all()

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from gpudia.photometry import CombinedFluxes, close_pairs, moffat_psf, overlaps, psf_photometry, separate
+from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
+from gpudia.photometry import CombinedFluxes, Psf, close_pairs, moffat_psf, overlaps, psf_photometry, separate
 from gpudia.photometry.psf import shifted_psf
 from gpudia.photometry.stamps import Stamps
-from gpudia.pipeline.measure import EpochFluxes, separated
+from gpudia.pipeline.measure import EpochFluxes, _overlaps, separated
 
 SHAPE, SIZE, PSF = (60, 70), 21, moffat_psf(4.0, 21)
 THREE = np.array([[30.2, 29.7], [33.1, 30.4], [32.0, 33.2]])
@@ -108,14 +109,41 @@ def test_a_run_fits_pairs_together_where_both_vary_and_the_target_gets_what_its_
     alone[:, 4] = alone[:, 0]
     alone[:, 2:4] += rng.normal(size=(n, 2))
     error = np.ones(5)
-    measures = SimpleNamespace(pairs=np.array([[0, 1], [2, 3]]), first=np.array([0, 1, 2, 3, 0]))
+    alone[7, 1] = np.nan  # masked there
+    measures = SimpleNamespace(pairs=np.array([[0, 1], [2, 3]]), first=np.array([0, 1, 2, 3, 0]), has_target=True)
     fluxes = [CombinedFluxes(f, error, 1000 + f, 2 * error) for f in alone]
-    epochs = [EpochFluxes({"psf": one, "ap": None}, {}, error, 0.01, None, seen) for one in fluxes]
+    flags = {"psf": np.array([0, 1, 0, 0, 0], np.int32)}
+    epochs = [EpochFluxes({"psf": one, "ap": None}, flags, error, 0.01, "stamps", seen) for one in fluxes]
     found = separated(measures, epochs)
-    for now, before, true in zip(found, epochs, truth, strict=True):
+    assert all(one.target is None for one in found)  # no place is to be fitted to the light of both
+    lost = found.pop(7)
+    assert np.isnan(lost.fluxes["psf"].flux_diff[[0, 1, 4]]).all()
+    assert_array_equal(lost.flags["psf"], [SOURCE_FLAGS.neighbour, 1, 0, 0, SOURCE_FLAGS.neighbour])
+    del epochs[7]
+    for now, before, true in zip(found, epochs, np.delete(truth, 7, axis=0), strict=True):
         psf = now.fluxes["psf"]
+        assert_array_equal(now.flags["psf"], flags["psf"])
         assert_allclose(psf.flux_diff[[0, 1, 4]], true[[0, 1, 4]], rtol=1e-9, atol=1e-9)
         assert_allclose(psf.flux, 1000 + psf.flux_diff)
         assert_allclose(psf.flux_err / psf.flux_diff_err, 2.0)
         assert (psf.flux_diff_err[[0, 1, 4]] > 1.05).all()
         assert_array_equal(psf.flux_diff[2:4], before.fluxes["psf"].flux_diff[2:4])
+
+
+def test_masked_pixels_of_an_image_are_in_no_overlap():
+    """A_ij is the PSF flux of i on an image of j alone, with the pixels that this image has."""
+    two, psf = np.array([[30.2, 29.7], [33.1, 30.4]]), moffat_psf(3.0, 15)
+    kernel, bits = np.zeros((7, 7)), np.zeros(SHAPE, np.uint8)
+    kernel[3, 3] = 1.0
+    bits[30, 32] = PIXEL_FLAGS.cosmic_ray
+    bits[31, 31] = PIXEL_FLAGS.clipped  # measured like the rest
+    measures = SimpleNamespace(pairs=np.array([[0, 1]]), positions=two, stamp_size=15, shape=SHAPE,
+                               psf=Psf(psf[None], "stack", 9, SHAPE))
+    stack = SimpleNamespace(kernel_at=lambda _, x, __: np.stack([kernel] * len(x)),
+                            variance=np.full((1, *SHAPE), 100.0))
+    other = np.zeros(SHAPE)
+    other[30 - 10:30 + 11, 33 - 10:33 + 11] = shifted_psf(np.pad(psf, 3)[None], np.array([[0.1, 0.4]]))[0]
+    found = _overlaps(measures, stack, 0, bits)
+    alone = psf_photometry(other, stack.variance[0], bits, two, psf, max_masked_fraction=0.5)
+    assert found[0, 0] == pytest.approx(alone.flux[0], rel=5e-3)
+    assert found[0, 0] < 0.95 * _overlaps(measures, stack, 0, 0 * bits)[0, 0]

@@ -308,3 +308,11 @@ def test_wrong_arguments_are_named():
         epoch_psf(psf, -np.eye(3) / 3)
     with pytest.raises(InputError, match="with K odd"):
         epoch_psf(psf, np.ones((4, 4)))
+
+
+def test_a_psf_normalised_to_its_peak_is_refused():
+    """It would make fluxes of the unit of the peak; a stamp that lacks some of the wings is fine."""
+    psf, frame = moffat_psf(4.0, 21), np.ones((40, 40))
+    psf_photometry(frame, frame, None, (20.0, 20.0), 0.9 * psf)
+    with pytest.raises(InputError, match=r"psf must have a sum of 1, not a peak of 1, to within 0\.5, got"):
+        psf_photometry(frame, frame, None, (20.0, 20.0), psf / psf.max())

@@ -76,3 +76,12 @@ def test_good_selects_and_too_few_stars_give_nan():
 def test_shapes_are_named():
     with pytest.raises(InputError, match=r"got \(3, 4\), \(3, 4\) and \(3,\)"):
         constant_star_epsilon(np.ones((3, 4)), np.ones((3, 4)), np.ones(3))
+
+
+def test_without_stars_nothing_is_known():
+    for shape in ((0,), (4, 0)):
+        result = constant_star_epsilon(np.empty(shape), np.empty(shape), np.empty(0))
+        assert result.epsilon.shape == shape[:-1]
+        assert np.isnan(result.epsilon).all()
+        assert np.isnan(result.error).all()
+        assert (result.n_stars == 0).all()

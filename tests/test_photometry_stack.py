@@ -266,7 +266,7 @@ def test_no_images_and_no_stars_give_empty_arrays(constant):
     ({"max_masked_fraction": 1.0}, "max_masked_fraction must be at least 0 and below 1"),
     ({"noises": []}, "noises must be one for each of 2 images"),
     ({"variance": np.ones((2, 5, 5))}, "must have one shape"),
-    ({"psf": np.ones((3, 9, 9))}, "psf must be one for all stars or one for each of 40, got 3"),
+    ({"psf": np.full((3, 9, 9), 1 / 81)}, "psf must be one for all stars or one for each of 40, got 3"),
 ])
 def test_wrong_arguments_are_named(constant, change, message):
     stack = constant.stack

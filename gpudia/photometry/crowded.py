@@ -17,7 +17,7 @@ from gpudia.flags import PIXEL_FLAGS
 from gpudia.photometry.apertures import aperture_weights
 from gpudia.photometry.companions import find_companions
 from gpudia.photometry.forced import measure_apertures, psf_photometry
-from gpudia.photometry.inputs import as_positions, check_fraction, check_plane
+from gpudia.photometry.inputs import as_positions, check_fraction, check_plane, pixel_bits
 from gpudia.photometry.psf import check_psf, shifted_psf
 from gpudia.photometry.psf_model import Psf
 from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps
@@ -185,7 +185,7 @@ def crowded_photometry(image: NDArray[Any], variance: NDArray[Any], mask: NDArra
     """
     image = check_plane("image", image)
     variance = check_plane("variance", variance, image.shape)
-    mask = None if mask is None else check_plane("mask", mask, image.shape)
+    mask = None if mask is None else pixel_bits(check_plane("mask", mask, image.shape))
     check_fraction(max_masked_fraction)
     if not 0 <= one_place < np.inf:
         raise InputError(f"one_place must be finite and at least 0, got {one_place}")
@@ -254,11 +254,11 @@ def first_of_place(where: FloatArray, distance: float) -> NDArray[np.intp]:
     return first
 
 
-def _weights(image: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any] | None) -> FloatArray:
+def _weights(image: NDArray[Any], variance: NDArray[Any], mask: NDArray[np.uint8] | None) -> FloatArray:
     """1 / variance, 0 on pixels that are ignored."""
     good = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     if mask is not None:
-        good &= ~mask if mask.dtype.kind == "b" else (mask.astype(np.int32) & ~PIXEL_FLAGS.clipped) == 0
+        good &= mask & (255 - PIXEL_FLAGS.clipped) == 0
     return np.where(good, 1 / np.where(good, variance, 1.0), 0.0).astype(float)
 
 

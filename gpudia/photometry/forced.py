@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from gpudia.backend import Backend, backend_of, to_host
 from gpudia.errors import InputError
-from gpudia.flags import PIXEL_FLAGS
 from gpudia.photometry.apertures import stamp_side
 from gpudia.photometry.blocks import Block, Epoch, Stars
-from gpudia.photometry.inputs import as_positions, check_fraction, check_plane, check_radius
+from gpudia.photometry.inputs import as_positions, check_fraction, check_plane, check_radius, pixel_bits
 from gpudia.photometry.linear import EpochNoise, transform_side
 from gpudia.photometry.stamps import FloatArray, ForcedFluxes
 
@@ -94,6 +93,8 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
     if difference.ndim != 3 or tuple(variance.shape) != tuple(difference.shape) or flags.shape != difference.shape:
         raise InputError(f"difference, variance and flags must have one shape (B, H, W), got "
                          f"{tuple(difference.shape)}, {tuple(variance.shape)} and {tuple(flags.shape)}")
+    if flags.dtype != backend.xp.uint8:
+        raise InputError(f"flags must be uint8, bits of PIXEL_FLAGS, got {flags.dtype}")
     if len(noises) != len(difference) or any(noise.kernel is None for noise in noises):
         raise InputError(f"noises must be one for each of {len(difference)} images, each with a kernel, "
                          f"got {len(noises)}")
@@ -216,7 +217,7 @@ def _host_epoch(difference: Any, variance: Any, mask: Any, noise: EpochNoise | N
     bits = None
     if mask is not None:
         mask = check_plane("mask", mask, difference.shape)
-        bits = (mask * PIXEL_FLAGS.bad if mask.dtype.kind == "b" else mask).astype(np.uint8)
+        bits = pixel_bits(mask)
     epoch = Epoch(difference.astype(float), variance.astype(float), bits, noise or EpochNoise(variance))
     return epoch, (int(difference.shape[0]), int(difference.shape[1]))
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpudia.errors import InputError
+from gpudia.flags import PIXEL_FLAGS
 
-__all__ = ["as_positions", "check_fraction", "check_plane", "check_radius"]
+__all__ = ["as_positions", "check_fraction", "check_plane", "check_radius", "pixel_bits"]
 
 
 def as_positions(positions: Any) -> NDArray[np.float64]:
@@ -65,3 +66,13 @@ def check_plane(name: str, plane: Any, shape: tuple[int, ...] | None = None) -> 
     if shape is not None and array.shape != shape:
         raise InputError(f"{name} must have shape {shape}, got {array.shape}")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def pixel_bits(mask: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return a mask as bits of `PIXEL_FLAGS`: True as "bad"; raise `InputError` for values that are no such bits."""
+    if mask.dtype.kind == "b":
+        return np.where(mask, PIXEL_FLAGS.bad, 0).astype(np.uint8)
+    bits = mask.astype(np.uint8)
+    if (bits != mask).any():
+        raise InputError(f"mask must be bool or bits of PIXEL_FLAGS, 0 to 255, got {mask[bits != mask].ravel()[0]}")
+    return bits

@@ -99,17 +99,20 @@ def fit_position(stamps: Sequence[StarStamp], offset: Any) -> JointPosition | No
     Returns
     -------
     JointPosition or None
-        None where the star does not vary by 10 sigma, all epochs together, or no place within a quarter of the stamp is
-        found. Errors count pixels as uncorrelated, with the chi^2 of the fit where that is above 1.
+        None where the star does not vary by 10 sigma, all epochs together, or that is less than 10 times what noise
+        alone scatters by (sum of (f / sigma_f)^2 - 1: sqrt(2 E)), or no place within a quarter of the stamp is found.
+        Errors are those of A^-1 b with :math:`Var(b) = \sum f_e^2 \, G_e^T W_e G_e`, for pixels that are
+        uncorrelated, with the chi^2 of the fit where that is above 1.
     """
     start = np.asarray(offset, float)
     place = start.copy()
     if not len(stamps):
         return None
+    least = _SIGNIFICANT * max(_SIGNIFICANT, float(np.sqrt(2 * len(stamps))))
     reach = stamps[0].psf.shape[-1] / 4
     for _ in range(_ITERATIONS):
-        matrix, vector, power, chi2, n = _normal(stamps, place)
-        if power < _SIGNIFICANT**2 or np.linalg.eigvalsh(matrix)[0] <= 0:
+        matrix, spread, vector, power, chi2, n = _normal(stamps, place)
+        if power < least or np.linalg.eigvalsh(matrix)[0] <= 0:
             return None
         step = np.linalg.solve(matrix, vector)
         step *= min(1.0, _STEP / max(float(np.hypot(*step)), 1e-12))
@@ -118,13 +121,15 @@ def fit_position(stamps: Sequence[StarStamp], offset: Any) -> JointPosition | No
             return None
         if np.hypot(*step) < 1e-4:
             break
-    error = np.sqrt(np.diag(np.linalg.inv(matrix)) * max(chi2 / max(n, 1), 1.0))
+    inverse = np.linalg.inv(matrix)
+    error = np.sqrt(np.diag(inverse @ spread @ inverse) * max(chi2 / max(n, 1), 1.0))
     return JointPosition(place, error, float(np.sqrt(power)))
 
 
-def _normal(stamps: Sequence[StarStamp], place: FloatArray) -> tuple[FloatArray, FloatArray, float, float, int]:
-    """Normal equations of a step, squared significance of the fluxes, chi^2 and its degrees of freedom."""
-    matrix, vector, power, chi2, n = np.zeros((2, 2)), np.zeros(2), 0.0, 0.0, 0
+def _normal(stamps: Sequence[StarStamp],
+            place: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, float, float, int]:
+    """Normal equations A, Var(b), b of a step, squared significance of the fluxes, chi^2, its degrees of freedom."""
+    matrix, spread, vector, power, chi2, n = np.zeros((2, 2)), np.zeros((2, 2)), np.zeros(2), 0.0, 0.0, 0
     for values, weights, psf in _planes(stamps):
         light = _moved(psf, *place)
         slopes = [(_moved(psf, place[0] + dx, place[1] + dy) - _moved(psf, place[0] - dx, place[1] - dy)) / (2 * _H)
@@ -138,12 +143,14 @@ def _normal(stamps: Sequence[StarStamp], place: FloatArray) -> tuple[FloatArray,
         for i, g in enumerate(slopes):
             vector[i] += (flux * (weights * g * values).sum(axis=(1, 2)))[seen].sum()
             for j, other in enumerate(slopes):
-                matrix[i, j] += (strength * (weights * g * other).sum(axis=(1, 2))).sum()
+                both = (weights * g * other).sum(axis=(1, 2))
+                matrix[i, j] += (strength * both).sum()
+                spread[i, j] += (flux**2 * both)[seen].sum()
         power += float((strength * norm)[seen].sum())
         rest = values - flux[:, None, None] * light
         chi2 += float((weights * rest**2)[seen].sum())
         n += int((weights[seen] > 0).sum()) - int(seen.sum())
-    return matrix, vector, power, chi2, n - 2
+    return matrix, spread, vector, power, chi2, n - 2
 
 
 def fluxes_at(stamps: Sequence[StarStamp], offset: Any, radius: float) -> dict[str, tuple[FloatArray, FloatArray]]:

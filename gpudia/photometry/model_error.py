@@ -17,6 +17,8 @@ _MOST, _FEWEST, _SNR = 20, 4, 50.0
 _MEDIAN, _SCATTER = 0.6745, 1.17
 #: An excess of less than so many sigma is chance.
 _SIGMAS = 2.0
+#: Means are made anew with the errors found: one bad epoch would spoil those of all.
+_ROUNDS = 4
 #: Most of what is looked for, as a share of the flux.
 _LARGEST = 0.3
 
@@ -25,9 +27,10 @@ def model_error(flux_diff: Any, flux_diff_err: Any, flux: Any, good: Any) -> Flo
     r"""Relative error of the fluxes of each epoch that the noise does not explain, from stars that do not vary.
 
     The share s with which the median of :math:`|\Delta - m| / \sqrt{\sigma^2 + s^2 F^2}` over the 20 brightest stars is
-    what it is for a standard normal, with the mean m of each star over the epochs: of all epochs together first, then
-    of each where it is larger. 0 where the excess is within 2 sigma of chance. Medians bear that a third of the stars
-    vary. The reference's noise, the same in all epochs, is in sigma but not in the scatter: s is rather too small.
+    what it is for a standard normal, with the mean m of each star over the epochs, weighted by these errors: of all
+    epochs together first, then of each where it is larger. 0 where the excess is within 2 sigma of chance. Medians bear
+    that a third of the stars vary. An error of an epoch's scale is in its s. The reference's noise, the same in all
+    epochs, is in sigma but not in the scatter: s is rather too small.
 
     Parameters
     ----------
@@ -46,14 +49,23 @@ def model_error(flux_diff: Any, flux_diff_err: Any, flux: Any, good: Any) -> Flo
     delta, sigma, total = (np.asarray(a, float) for a in (flux_diff, flux_diff_err, flux))
     good = np.asarray(good, bool) & np.isfinite(delta) & np.isfinite(total) & (sigma > 0)
     good &= (delta != 0).any(axis=1, where=good)[:, None]
-    weight = np.where(good, 1 / np.where(good, sigma, 1.0) ** 2, 0.0)
-    mean = (weight * np.where(good, delta, 0.0)).sum(axis=0) / np.where(weight.any(axis=0), weight.sum(axis=0), 1.0)
-    delta = (delta - mean) / np.sqrt(1 - 1 / np.maximum(good.sum(axis=0), 2))
     chosen = [_brightest(*row) for row in zip(sigma, total, good, strict=True)]
-    rows = [(np.abs(d[c]), e[c], np.abs(f[c])) for d, e, f, c in zip(delta, sigma, total, chosen, strict=True)]
-    rows = [row if len(row[0]) >= _FEWEST else tuple(a[:0] for a in row) for row in rows]
-    common = _share(*(np.concatenate([row[k] for row in rows]) if rows else np.empty(0) for k in range(3)))
-    return np.array([max(common, _share(d, np.hypot(e, common * f), f, common)) for d, e, f in rows])
+    chosen = [stars if len(stars) >= _FEWEST else stars[:0] for stars in chosen]
+    found = np.zeros(len(delta))
+    for _ in range(_ROUNDS):
+        apart = _from_mean(delta, np.hypot(sigma, found[:, None] * np.where(good, total, 0.0)), good)
+        rows = [(d[c], e[c], np.abs(f[c])) for d, e, f, c in zip(apart, sigma, total, chosen, strict=True)]
+        common = _share(*(np.concatenate([row[k] for row in rows]) if rows else np.empty(0) for k in range(3)))
+        found = np.array([max(common, _share(d, np.hypot(e, common * f), f, common)) for d, e, f in rows])
+    return found
+
+
+def _from_mean(delta: FloatArray, sigma: FloatArray, good: NDArray[np.bool_]) -> FloatArray:
+    """Distance of each measurement from its star's weighted mean, made as large as from the truth."""
+    weight = np.where(good, 1 / np.where(good, sigma, 1.0) ** 2, 0.0)
+    share = weight / np.where(weight.any(axis=0), weight.sum(axis=0), 1.0)
+    mean = (share * np.where(good, delta, 0.0)).sum(axis=0)
+    return np.asarray(np.abs(delta - mean) / np.sqrt(np.maximum(1 - share, 1e-6)))
 
 
 def _brightest(sigma: FloatArray, total: FloatArray, good: NDArray[np.bool_]) -> NDArray[np.intp]:

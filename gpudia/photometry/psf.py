@@ -13,6 +13,10 @@ from gpudia.photometry.stamps import FloatArray
 
 __all__ = ["check_psf", "epoch_psf", "shift_spectra", "shifted_psf"]
 
+#: A stamp may lack wings; one whose sum is farther from 1 than this is in other units, as fluxes then were.
+_OFF = 0.5
+
+
 def epoch_psf(reference_psf: Any, kernel: Any) -> FloatArray:
     """PSF of the stars on an epoch, (PSF_R convolved with k) / sum(k).
 
@@ -74,10 +78,14 @@ def shift_spectra(psf: FloatArray, offsets: FloatArray, size: int, side: int, dt
 
 
 def check_psf(psf: Any) -> FloatArray:
-    """Return PSF stamps (m, m) or (S, m, m) as float64, or raise `InputError`: odd, square, finite, positive sum."""
+    """Return PSF stamps (m, m) or (S, m, m) as float64, or raise `InputError`: odd, square, finite, of sum 1."""
     array = np.asarray(psf, dtype=float)
     if array.ndim not in (2, 3) or array.shape[-1] != array.shape[-2] or array.shape[-1] % 2 == 0:
         raise InputError(f"psf must be (m, m) or (S, m, m) with m odd, got shape {array.shape}")
     if not np.isfinite(array).all() or not (array.sum(axis=(-2, -1)) > 0).all():
         raise InputError(f"psf must be finite with a positive sum, got sum {array.sum():.3g}")
+    total = array.sum(axis=(-2, -1)).ravel()
+    if len(total) and not (np.abs(total - 1) <= _OFF).all():
+        worst = total[np.argmax(np.abs(total - 1))]
+        raise InputError(f"psf must have a sum of 1, not a peak of 1, to within {_OFF:g}, got {worst:.3g}")
     return array

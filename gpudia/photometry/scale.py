@@ -114,6 +114,8 @@ def _mean(values: FloatArray, weight: FloatArray) -> FloatArray:
 
 def _weighted_median(values: FloatArray, weight: FloatArray) -> FloatArray:
     """Weighted median along the last axis; values of weight 0 do not count."""
+    if not values.shape[1]:
+        return np.zeros(len(values))
     order = np.argsort(values, axis=1)
     summed = np.cumsum(np.take_along_axis(weight, order, axis=1), axis=1)
     middle = np.argmax(summed >= 0.5 * summed[:, -1:], axis=1)

@@ -192,24 +192,31 @@ def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStac
     alone = _forced(measures, stack, bits, members)
     return {i: _epoch(measures, forced[i], alone.get(i), scale, float(to_host(stack.scale_error_image[i])),
                       _target_stamp(measures, stack, i, bits[i]) if measures.has_target else None,
-                      _overlaps(measures, stack, i))
+                      _overlaps(measures, stack, i, bits[i]))
             for i, scale in scales.items()}
 
 
-def _overlaps(measures: Measures, stack: DifferenceStack, i: int) -> Float:
-    """How much the stars of the close pairs see of each other on image `i`, (P, 2)."""
+def _overlaps(measures: Measures, stack: DifferenceStack, i: int, bits: Bits) -> Float:
+    """How much the stars of the close pairs see of each other on image `i`, by the pixels of their fluxes, (P, 2)."""
     pairs, places, size = measures.pairs, measures.positions, measures.stamp_size
     if not len(pairs):
         return np.empty((0, 2))
     middle = places[pairs].mean(axis=1)
     psf = epoch_psf(measures.psf.at(middle), stack.kernel_at(i, *middle.T))
-    variance = [to_host(StampsOn(Stamps(places[pairs[:, k]], size), measures.shape, backend_of(stack.variance))
-                        .gather(stack.variance[i])) for k in (0, 1)]
+    variance = []
+    for stamps in (Stamps(places[pairs[:, k]], size) for k in (0, 1)):
+        plane = to_host(StampsOn(stamps, measures.shape, backend_of(stack.variance)).gather(stack.variance[i]))
+        ignored = stamps.gather(bits, outside=PIXEL_FLAGS.border) & (255 - PIXEL_FLAGS.clipped) != 0
+        variance.append(np.where(ignored, np.nan, plane))
     return overlaps(psf, places, pairs, np.stack(variance, axis=1).astype(float), size)
 
 
 def separated(measures: Measures, epochs: Sequence[EpochFluxes]) -> list[EpochFluxes]:
-    """Give close pairs of stars that both vary the PSF fluxes of a simultaneous fit, in all epochs."""
+    """Give close pairs of stars that both vary the PSF fluxes of a simultaneous fit, in all epochs.
+
+    Where one of a group was not measured the others are NaN, flagged ``neighbour``. A target in such a pair loses its
+    stamps: the light that varies there is not its own, and no place is to be fitted to it.
+    """
     if not len(measures.pairs) or not epochs:
         return list(epochs)
     flux, error = (np.array([getattr(one.fluxes["psf"], name) for one in epochs]) for name in (
@@ -225,6 +232,7 @@ def separated(measures: Measures, epochs: Sequence[EpochFluxes]) -> list[EpochFl
     new, new_error = separate(flux, error, pairs, np.array([one.overlaps[which] for one in epochs]))
     new, new_error = new[:, measures.first], new_error[:, measures.first]  # the target may be a star of the list
     rows = np.flatnonzero(np.isin(measures.first, pairs))
+    not_alone = measures.has_target and len(measures.first) - 1 in rows
     result = []
     for one, now, now_error in zip(epochs, new, new_error, strict=True):
         old = one.fluxes["psf"]
@@ -232,7 +240,10 @@ def separated(measures: Measures, epochs: Sequence[EpochFluxes]) -> list[EpochFl
         planes[0][rows], planes[1][rows] = now[rows], now_error[rows]
         planes[2][rows] = old.flux[rows] + now[rows] - old.flux_diff[rows]
         planes[3][rows] = old.flux_err[rows] * now_error[rows] / old.flux_diff_err[rows]
-        result.append(replace(one, fluxes=one.fluxes | {"psf": CombinedFluxes(*planes)}))
+        flags = one.flags["psf"].copy()
+        flags[rows[np.isnan(now[rows]) & np.isfinite(old.flux_diff[rows])]] |= SOURCE_FLAGS.neighbour
+        result.append(replace(one, fluxes=one.fluxes | {"psf": CombinedFluxes(*planes)},
+                              flags=one.flags | {"psf": flags}, target=None if not_alone else one.target))
     return result
 
 

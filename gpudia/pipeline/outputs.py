@@ -187,8 +187,7 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     fluxes = [results[look.name] for look in done]
     fluxes = separated(measures, fluxes)
     best = recommended(measures, fluxes)
-    fluxes = _with_model_error(done, fluxes, len(reference.stars), best)
-    _check_scales(done, fluxes, measures, best, config.max_epsilon)
+    fluxes = _judged(done, fluxes, measures, best, config.max_epsilon)
     epochs = epoch_table(looks)
     curves, doubt = calibrated(_light_curves(done, fluxes, reference, measures, epochs, best), config, reference.look)
     doubts = _doubts(done, fluxes, reference, measures, best) + ([doubt] if doubt else [])
@@ -241,6 +240,13 @@ def _doubts(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunR
     return doubts
 
 
+def _judged(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures, best: str,
+            limit: float) -> list[EpochFluxes]:
+    """Check the scales, then add the model's error: it has what the scales are off by in it, and would hide that."""
+    _check_scales(done, fluxes, measures, best, limit)
+    return _with_model_error(done, fluxes, len(measures.positions) - measures.has_target, best)
+
+
 def _with_model_error(done: Sequence[Look], fluxes: Sequence[EpochFluxes], n_stars: int,
                       best: str) -> list[EpochFluxes]:
     """Add to the errors what the model leaves at bright stars beyond the noise, by epoch; note that of `best`."""
@@ -252,20 +258,26 @@ def _with_model_error(done: Sequence[Look], fluxes: Sequence[EpochFluxes], n_sta
     result = []
     for i, (look, epoch) in enumerate(zip(done, fluxes, strict=True)):
         look.numbers["model_error"] = float(shares[best][i])
-        widened = {method: one._replace(
-            flux_diff_err=np.hypot(one.flux_diff_err, shares[method][i] * one.flux),
-            flux_err=np.hypot(one.flux_err, shares[method][i] * one.flux)) for method, one in epoch.fluxes.items()}
+        widened = {}
+        for method, one in epoch.fluxes.items():
+            # a star without a flux on the reference keeps the error of its difference
+            more = shares[method][i] * np.where(np.isfinite(one.flux), one.flux, np.nan_to_num(one.flux_diff))
+            widened[method] = one._replace(flux_diff_err=np.hypot(one.flux_diff_err, more),
+                                           flux_err=np.hypot(one.flux_err, more))
         result.append(replace(epoch, fluxes=widened))
     return result
 
 
 def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures, method: str,
                   limit: float) -> None:
-    """Measure the scale error of every epoch from the stars; flag it where it is beyond its error."""
+    """Measure each epoch's scale error from the stars, one entry of each and not the target; flag what is beyond it."""
+    each = measures.first == np.arange(len(measures.first))
+    if measures.has_target:
+        each &= measures.first != measures.first[-1]
     for look, epoch in zip(done, fluxes, strict=True):
         best = epoch.fluxes[method]
         found = constant_star_epsilon(best.flux_diff, best.flux_diff_err, measures.flux[method],
-                                      epoch.flags[method] == 0)
+                                      each & (epoch.flags[method] == 0))
         look.numbers["epsilon"], look.numbers["epsilon_err"] = float(found.epsilon), float(found.error)
         total = math.hypot(float(found.error), look.numbers["scale_err"] / look.numbers["scale"])
         if abs(found.epsilon) > max(3 * total, limit):
