@@ -130,7 +130,7 @@ def test_leverage_of_an_estimated_covariance_is_that_of_the_exact_one():
     rough = shared.measured(shared.noises(correction=None))
     for name, found in shared.measured().items():
         one = exact.measured()[name].error[:, bright]
-        assert_allclose(found.error[:, bright], one, rtol=2e-3)
+        assert_allclose(found.error[:, bright], one, rtol=4e-3)  # the others of high leverage stay as estimated
         assert np.abs(rough[name].error[:, bright] / one - 1).max() > 0.02
 
 

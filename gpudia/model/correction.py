@@ -18,7 +18,7 @@ def covariance_correction(plan: ReferencePlan, stack: DifferenceStack, image: in
     .. math:: N^{-1} \approx C + X S X^T, \qquad S = (X^T N X)^{-1} - (X^T C^{-1} X)^{-1}
 
     which is right in that span (Rayleigh-Ritz). N is that of the fit's last pass. It takes one model U x a row. On
-    simulated stars that the fit follows, C was off by up to a third, the corrected one by 1e-4
+    simulated stars that the fit follows, errors by C were off by up to 4 %, by the corrected one by 0.2 %
     (tests/test_photometry_stack.py).
 
     Parameters
