@@ -368,3 +368,13 @@ def test_a_record_runs_nothing(tmp_path):
             decode(len(text).to_bytes(8, "little") + text)
     with pytest.raises(TypeError, match="object cannot be part of a record"):
         encode(object())
+
+
+def test_processes_that_read_end_with_the_one_that_is_killed():
+    """They hold its standard output, which ends when the last of them does."""
+    code = ("import os, time; from gpudia.pipeline.executors import _pool; pool = _pool(2); "
+            "print(pool.submit(os.getpid).result(), flush=True); time.sleep(600)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert int(process.stdout.readline()) != process.pid
+    process.kill()
+    assert process.communicate(timeout=60)[0] == b""

@@ -8,10 +8,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +139,19 @@ def _pool(count: int) -> ProcessPoolExecutor:
 
 
 def start_worker() -> None:
-    """Prepare a process that works for another: an interrupt at the terminal is for the one that leads."""
+    """Prepare a process that works for another: an interrupt at the terminal is for the one that leads.
+
+    It ends with that one, however that one ends: of a parent that is killed it would hear nothing, and wait for ever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    wait_for([parent])
+    os._exit(1)
 
 
 @contextlib.contextmanager
