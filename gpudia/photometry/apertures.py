@@ -9,7 +9,7 @@ from photutils.geometry import circular_overlap_grid
 
 from gpudia.errors import InputError
 from gpudia.photometry.inputs import as_positions, check_radius
-from gpudia.photometry.psf import check_psf, shifted_psf
+from gpudia.photometry.psf import check_psf, shifted_psf, to_size
 from gpudia.photometry.stamps import FloatArray, Stamps
 
 __all__ = ["aperture_correction", "aperture_weights", "choose_aperture_radius", "stamp_side"]
@@ -108,9 +108,4 @@ def _one_each(psf: FloatArray, n_stars: int) -> FloatArray:
 
 def _psf_under(psf: FloatArray, stamps: Stamps) -> FloatArray:
     """PSF of each star on its aperture's stamp, (S, m, m); zero beyond the PSF's own stamp."""
-    shifted = shifted_psf(psf, stamps.offsets)
-    pad = (stamps.size - psf.shape[-1]) // 2
-    if pad > 0:
-        return np.pad(shifted, [(0, 0), (pad, pad), (pad, pad)])
-    cut = slice(-pad, shifted.shape[-1] + pad)
-    return shifted[:, cut, cut]
+    return to_size(shifted_psf(psf, stamps.offsets), stamps.size)

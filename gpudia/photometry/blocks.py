@@ -12,7 +12,7 @@ from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.photometry.apertures import aperture_weights, stamp_side
 from gpudia.photometry.linear import EpochNoise, LinearVariance, NoiseUnder, finite
-from gpudia.photometry.psf import check_psf, shift_spectra, shifted_psf
+from gpudia.photometry.psf import check_psf, shift_spectra, shifted_psf, to_size
 from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, StampsOn, source_flags
 
 __all__ = ["Block", "Epoch", "Stars"]
@@ -101,7 +101,7 @@ class Block:
         if stars.convolved:
             self._spectra = to_device(shift_spectra(stars.psf, stamps.offsets, size, side, self.dtype), self.backend)
         elif stars.psf is not None:
-            self._fixed = to_device(_to_size(shifted_psf(stars.psf, stamps.offsets), size), self.backend, self.dtype)
+            self._fixed = to_device(to_size(shifted_psf(stars.psf, stamps.offsets), size), self.backend, self.dtype)
 
     def measure(self, epoch: Epoch, limits: dict[str, float],
                 exact: bool = False) -> tuple[dict[str, ForcedFluxes], Any]:
@@ -235,11 +235,3 @@ class _Leverage:
         left = self.xp.where(left > 0.02, left, self.xp.nan)  # a star that decides on the kernel alone has no flux
         fit = excess * (1.0 - 2.0 * self._share[name]) * part.fit
         return flux / left, (noise + fit) / left**2
-
-
-def _to_size(stamps: FloatArray, size: int) -> FloatArray:
-    """Stamps (S, m, m) cut, or padded with zeros, to the side `size`."""
-    pad = (size - stamps.shape[-1]) // 2
-    if pad >= 0:
-        return np.pad(stamps, [(0, 0), (pad, pad), (pad, pad)])
-    return stamps[:, -pad:pad, -pad:pad]

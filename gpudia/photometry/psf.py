@@ -11,7 +11,7 @@ from scipy import fft
 from gpudia.errors import InputError
 from gpudia.photometry.stamps import FloatArray
 
-__all__ = ["check_psf", "epoch_psf", "shift_spectra", "shifted_psf"]
+__all__ = ["check_psf", "epoch_psf", "shift_spectra", "shifted_psf", "to_size"]
 
 #: A stamp may lack wings; one whose sum is farther from 1 than this is in other units, as fluxes then were.
 _OFF = 0.5
@@ -75,6 +75,14 @@ def shift_spectra(psf: FloatArray, offsets: FloatArray, size: int, side: int, dt
     phase = np.exp(-2j * np.pi * dy * np.fft.fftfreq(side)[:, None]) * np.exp(-2j * np.pi * dx * np.fft.rfftfreq(side))
     kind = np.complex64 if dtype == np.float32 else complex
     return (fft.rfft2(psf, (side, side)) * phase).astype(kind)
+
+
+def to_size(stamps: FloatArray, size: int) -> FloatArray:
+    """Stamps (..., m, m) cut, or padded with zeros, to the odd side `size` about their central pixel."""
+    pad = (size - stamps.shape[-1]) // 2
+    if pad >= 0:
+        return np.pad(stamps, [*[(0, 0)] * (stamps.ndim - 2), (pad, pad), (pad, pad)])
+    return stamps[..., -pad:pad, -pad:pad]
 
 
 def check_psf(psf: Any) -> FloatArray:

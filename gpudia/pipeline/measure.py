@@ -35,6 +35,7 @@ from gpudia.photometry import (
     variability,
 )
 from gpudia.photometry.crowded import first_of_place
+from gpudia.photometry.psf import to_size
 from gpudia.photometry.stamps import StampsOn
 from gpudia.pipeline.reference import RunReference
 
@@ -185,7 +186,8 @@ def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStac
     scales = {i: scale for i, scale in scales.items() if (scale > 0).all()}
     if not scales:
         return {}
-    noises = {i: _noise(measures, plan, stack, i, noise_ratio, shares.get(i, 0.0)) for i in scales}
+    reference = tuple(to_device(plane, plan.backend) for plane in (measures.reference_variance, measures.reference))
+    noises = {i: _noise(measures, reference, plan, stack, i, noise_ratio, shares.get(i, 0.0)) for i in scales}
     forced = _forced(measures, stack, bits, noises)
     # what a frame adds to the reference is in a total flux twice, as F_ref and as -F_ref: not less noise
     members = {i: replace(noise, shared=0.0) for i, noise in noises.items() if noise.shared}
@@ -252,24 +254,21 @@ def _target_stamp(measures: Measures, stack: DifferenceStack, i: int, bits: Bits
     where = Stamps(measures.positions[-1:], measures.stamp_size)
     placed = StampsOn(where, measures.shape, backend_of(stack.difference))
     kernel = stack.kernel_at(i, *measures.positions[-1])
-    psf = epoch_psf(measures.psf.at(where.positions)[0], kernel)
-    cut = max(0, psf.shape[-1] - where.size) // 2
-    psf = np.pad(psf, max(0, where.size - psf.shape[-1]) // 2)[cut:cut + where.size, cut:cut + where.size]
+    psf = to_size(epoch_psf(measures.psf.at(where.positions)[0], kernel), where.size)
     values, variance = (to_host(placed.gather(plane[i]))[0].astype(np.float32)
                         for plane in (stack.difference, stack.variance))
     return StarStamp(values, variance, where.gather(bits, outside=PIXEL_FLAGS.border)[0], psf.astype(np.float32))
 
 
-def _noise(measures: Measures, plan: ReferencePlan, stack: DifferenceStack, i: int, noise_ratio: Any,
-           share: float) -> EpochNoise:
-    """What the noise of one image is made of, on its backend."""
+def _noise(measures: Measures, reference: tuple[Any, Any], plan: ReferencePlan, stack: DifferenceStack, i: int,
+           noise_ratio: Any, share: float) -> EpochNoise:
+    """What the noise of one image is made of, on its backend; `reference` is its variance and itself, there once."""
     own = stack.image_variance[i] if noise_ratio is None else stack.image_variance[i] * noise_ratio[i]
     constant = stack.coefficients.shape[1] == 1
     correction = partial(covariance_correction, plan, stack, i) if stack.covariance_kind == "shared" else None
     return EpochNoise(
         own, stack.coefficients[i, 0] if constant else stack.coefficients[i],
-        to_device(measures.reference_variance, plan.backend), to_device(measures.reference, plan.backend),
-        stack.covariance[i], stack.support, None if constant else stack.terms_at,
+        *reference, stack.covariance[i], stack.support, None if constant else stack.terms_at,
         partial(evaluate_terms, measures.background_degree, shape=measures.shape), share, plan.fit_pixels, correction)
 
 
