@@ -19,9 +19,6 @@ __all__ = ["Block", "Epoch", "Stars"]
 
 #: A masked pixel raises a flag where the PSF has this share of its peak or more (squared, as it counts in the flux).
 _FAINT = 0.01**2
-#: Leverage from which on an estimated covariance is corrected: a third of less changes a flux by 3 % of its change. A
-#: correction takes as long as a model of the whole image for every such star.
-_CORRECTED = 0.07
 #: chi^2 of the PSF's fit counts as that of noise up to so many sigma: pixels are correlated, fewer independent.
 _CHI2_SIGMA = 5.0
 #: Excess of chi^2 from which on the fit is called poor: errors are then 1.4 times what noise makes them, or more.
@@ -121,11 +118,8 @@ class Block:
         parts = {name: self.under.variance(one.weights, own, noise, spectra) for name, one in measures.items()}
         lever = _Leverage(self, epoch, pixels, measures, parts)
         if exact and noise.correction is not None and noise.covariance is not None:
-            high = self.xp.flatnonzero(lever.of_psf > _CORRECTED)
-            if len(high):
-                correction = noise.correction(parts["psf"].rows[high])
-                parts = {name: _corrected(part, *correction) for name, part in parts.items()}
-                lever = _Leverage(self, epoch, pixels, measures, parts)
+            parts = _corrected(self.xp, parts, noise.correction)
+            lever = _Leverage(self, epoch, pixels, measures, parts)
         found = {name: self._flux(one, pixels, lever, name, usable, limits[name]) for name, one in measures.items()}
         return found, lever.of_psf
 
@@ -193,10 +187,12 @@ class Block:
         return ForcedFluxes(xp.where(ok, flux, xp.nan), xp.where(ok, error, xp.nan), flags, n_masked)
 
 
-def _corrected(part: LinearVariance, directions: Any, matrix: Any) -> LinearVariance:
-    """Parts of the variance with the covariance C + X S X^T."""
-    found = part.directions + (part.rows @ directions.T) @ matrix @ directions
-    return part._replace(fit=(part.rows * found).sum(axis=1), directions=found)
+def _corrected(xp: Any, parts: dict[str, LinearVariance], correction: Any) -> dict[str, LinearVariance]:
+    """Parts of the variance with a better covariance; the rows of all measures help one another."""
+    rows = [part.rows for part in parts.values()]
+    found = correction(xp.concatenate(rows)).reshape(len(rows), *rows[0].shape)
+    return {name: part._replace(fit=(part.rows * directions).sum(axis=1), directions=directions)
+            for (name, part), directions in zip(parts.items(), found, strict=True)}
 
 
 class _Leverage:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gpudia.backend import backend_of, to_device, to_host
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.images import sky_and_noise
-from gpudia.model import DifferenceStack, ReferencePlan, covariance_correction, evaluate_terms
+from gpudia.model import DifferenceStack, ReferencePlan, evaluate_terms
 from gpudia.photometry import (
     CombinedFluxes,
     EpochNoise,
@@ -265,7 +265,7 @@ def _noise(measures: Measures, reference: tuple[Any, Any], plan: ReferencePlan, 
     """What the noise of one image is made of, on its backend; `reference` is its variance and itself, there once."""
     own = stack.image_variance[i] if noise_ratio is None else stack.image_variance[i] * noise_ratio[i]
     constant = stack.coefficients.shape[1] == 1
-    correction = partial(covariance_correction, plan, stack, i) if stack.covariance_kind == "shared" else None
+    correction = partial(plan.correction, stack, i) if stack.covariance_kind == "shared" else None
     return EpochNoise(
         own, stack.coefficients[i, 0] if constant else stack.coefficients[i],
         *reference, stack.covariance[i], stack.support, None if constant else stack.terms_at,
