@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpudia.backend import Backend, to_device
 from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.photometry.apertures import aperture_weights, stamp_side
-from gpudia.photometry.linear import EpochNoise, LinearVariance, NoiseUnder, finite
+from gpudia.photometry.linear import EpochNoise, LinearVariance, NoiseUnder, Seen, finite, inner
 from gpudia.photometry.psf import check_psf, shift_spectra, shifted_psf, to_size
 from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, StampsOn, source_flags
 
@@ -92,13 +94,26 @@ class Block:
         stamps = Stamps(stars.positions, size)
         self.placed = StampsOn(stamps, stars.shape, self.backend)
         self.under = NoiseUnder(self.placed, noise, side, self.dtype)
-        self.circle = self._spectra = self._fixed = None
+        self.circle = self._seen = self._spectra = self._fixed = None
         if stars.radius:
             self.circle = to_device(aperture_weights(stars.positions, stars.radius, size)[0], self.backend, self.dtype)
+            self._seen = self.under.seen_by(self.circle)
         if stars.convolved:
             self._spectra = to_device(shift_spectra(stars.psf, stamps.offsets, size, side, self.dtype), self.backend)
         elif stars.psf is not None:
             self._fixed = to_device(to_size(shifted_psf(stars.psf, stamps.offsets), size), self.backend, self.dtype)
+
+    def only(self, numbers: NDArray[np.int64]) -> Block:
+        """Return the same for some of the stars."""
+        other, which = copy.copy(self), to_device(numbers, self.backend)
+        other.stars, other.under = self.stars[numbers], self.under.only(numbers)
+        other.placed = other.under.stamps
+        for name in ("circle", "_spectra", "_fixed"):
+            whole = getattr(self, name)
+            setattr(other, name, None if whole is None else whole[which])
+        if self._seen is not None:
+            other._seen = Seen(*(None if part is None else part[which] for part in self._seen))
+        return other
 
     def measure(self, epoch: Epoch, limits: dict[str, float],
                 exact: bool = False) -> tuple[dict[str, ForcedFluxes], Any]:
@@ -115,7 +130,10 @@ class Block:
         own = finite(self.placed.gather(noise.image_variance).astype(self.dtype))
         measures = {name: self._psf(light, pixels) if name == "psf" else self._aperture(light, pixels)
                     for name in limits}
-        parts = {name: self.under.variance(one.weights, own, noise, spectra) for name, one in measures.items()}
+        seen = {name: self.under.seen_by(one.weights) if name == "psf" else self._seen_in_circle(one, pixels)
+                for name, one in measures.items()}
+        parts = {name: self.under.variance(one.weights, seen[name], own, noise, spectra)
+                 for name, one in measures.items()}
         lever = _Leverage(self, epoch, pixels, measures, parts)
         if exact and noise.correction is not None and noise.covariance is not None:
             parts = _corrected(self.xp, parts, noise.correction)
@@ -159,6 +177,18 @@ class Block:
         return Weighted(weights / xp.where(lit > 0, lit, xp.inf)[:, None, None],
                         xp.where(inside, xp.maximum(circle * light, 1e-12), 0.0), inside, light)
 
+    def _seen_in_circle(self, one: Weighted, pixels: Under) -> Seen:
+        """Transforms and rows of aperture weights: those of the circle, but where pixels in it are masked."""
+        xp, seen = self.xp, self._seen
+        whole = one.weights.sum(axis=(1, 2)) / self.circle.sum(axis=(1, 2))
+        masked = xp.flatnonzero((one.matters & ~pixels.good).any(axis=(1, 2)))
+        parts = [None if part is None else part * whole.reshape(-1, *[1] * (part.ndim - 1)) for part in seen]
+        if len(masked):
+            for part, new in zip(parts, self.under.seen_by(one.weights[masked], masked), strict=True):
+                if part is not None:
+                    part[masked] = new
+        return Seen(*parts)
+
     def _misfit(self, psf: Weighted, pixels: Under, flux: Any) -> Any:
         """By how much chi^2 of the PSF's fit exceeds what noise alone gives in all but few cases; at least 1."""
         xp = self.xp
@@ -189,9 +219,9 @@ class Block:
 
 def _corrected(xp: Any, parts: dict[str, LinearVariance], correction: Any) -> dict[str, LinearVariance]:
     """Parts of the variance with a better covariance; the rows of all measures help one another."""
-    rows = [part.rows for part in parts.values()]
+    rows = [part.rows.astype(xp.float64) for part in parts.values()]
     found = correction(xp.concatenate(rows)).reshape(len(rows), *rows[0].shape)
-    return {name: part._replace(fit=(part.rows * directions).sum(axis=1), directions=directions)
+    return {name: part._replace(fit=inner(part.rows, directions), directions=directions)
             for (name, part), directions in zip(parts.items(), found, strict=True)}
 
 
@@ -216,7 +246,7 @@ class _Leverage:
             part = self.xp.where(fitted, squares, 0.0).sum(axis=(1, 2))
             self._share[name] = part / self.xp.where(self._white[name] > 0, self._white[name], 1.0)
         inverse = 1.0 / self.xp.where(self._white["psf"] > 0, self._white["psf"], self.xp.inf)  # phi^T W phi
-        self._levers = {name: self._share["psf"] * inverse * (part.rows * psf.directions).sum(axis=1)
+        self._levers = {name: self._share["psf"] * inverse * inner(part.rows, psf.directions)
                         for name, part in parts.items()}
         self.of_psf = self._levers["psf"]
 

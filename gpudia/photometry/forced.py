@@ -6,8 +6,7 @@ them, the reference under them) is made once. All of it runs on the backend of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -20,7 +19,7 @@ from gpudia.photometry.apertures import stamp_side
 from gpudia.photometry.blocks import Block, Epoch, Stars
 from gpudia.photometry.inputs import as_positions, check_fraction, check_plane, check_radius, pixel_bits
 from gpudia.photometry.linear import EpochNoise, transform_side
-from gpudia.photometry.stamps import FloatArray, ForcedFluxes
+from gpudia.photometry.stamps import ForcedFluxes
 
 __all__ = ["forced_photometry", "measure_apertures", "psf_photometry"]
 
@@ -258,24 +257,24 @@ def _measured(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], s
         blocks = backend.run_all(lambda which: (which, Block(stars[which], size, side, epochs[0].noise)), slices)
         backend.run_all(measure, list(product(blocks, range(len(epochs)))))
     result = {name: ForcedFluxes(*map(to_host, columns)) for name, columns in found.items()}
-    return _with_exact_leverage(result, to_host(leverage), backend, partial(_again, stars, epochs, limits))
-
-
-def _with_exact_leverage(result: dict[str, ForcedFluxes], leverage: FloatArray, backend: Backend,
-                         again: Callable[[int, Any], dict[str, ForcedFluxes]]) -> dict[str, ForcedFluxes]:
-    """Measure stars of high leverage once more."""
-    high = [(i, np.flatnonzero(levers > _HIGH_LEVERAGE)) for i, levers in enumerate(leverage)]
-    high = [(i, which) for i, which in high if which.size]
-    for (i, which), found in zip(high, backend.run_all(lambda one: again(*one), high), strict=True):
-        for name, part in found.items():
-            for column, values in zip(result[name], part, strict=True):
-                column[i, which] = to_host(values)
+    _measure_again(result, stars, epochs, limits, to_host(leverage) > _HIGH_LEVERAGE)
     return result
 
 
-def _again(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], i: int,
-           which: NDArray[np.int64]) -> dict[str, ForcedFluxes]:
-    """Fluxes of some stars of image `i`, on stamps that hold all of their light, with exact leverage."""
-    size = stars.whole_size(epochs[i].noise)
-    side = transform_side(size, epochs[i].noise.kernel_size, int(stars.psf.shape[-1]))
-    return Block(stars[which], size, side, epochs[i].noise).measure(epochs[i], limits, exact=True)[0]
+def _measure_again(result: dict[str, ForcedFluxes], stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
+                   high: NDArray[np.bool_]) -> None:
+    """Put fluxes on stamps that hold all of the light, with exact leverage, where that is high (B, S)."""
+    some = np.flatnonzero(high.any(axis=0))
+    if not some.size:
+        return
+    noise = epochs[0].noise
+    size = stars.whole_size(noise)
+    block = Block(stars[some], size, transform_side(size, noise.kernel_size, int(stars.psf.shape[-1])), noise)
+
+    def again(i: int) -> None:
+        which = np.flatnonzero(high[i, some])
+        for name, part in block.only(which).measure(epochs[i], limits, exact=True)[0].items():
+            for column, values in zip(result[name], part, strict=True):
+                column[i, some[which]] = to_host(values)
+
+    stars.backend.run_all(again, np.flatnonzero(high.any(axis=1)).tolist())
