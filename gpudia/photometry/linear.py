@@ -19,8 +19,7 @@ from gpudia.backend import backend_of, to_device, to_host
 from gpudia.errors import InputError
 from gpudia.photometry.stamps import FloatArray, Stamps, StampsOn
 
-__all__ = ["EpochNoise", "LinearVariance", "NoiseUnder", "Seen", "finite", "inner", "linear_flux_variance",
-           "transform_side"]
+__all__ = ["EpochNoise", "LinearVariance", "NoiseUnder", "finite", "inner", "linear_flux_variance", "transform_side"]
 
 #: Polynomial terms at pixel positions: ``terms(x, y)`` has the terms on a last axis, after the shape of x and y.
 Terms = Callable[[Any, Any], Any]
@@ -140,16 +139,6 @@ class LinearVariance(NamedTuple):
     directions: Any
 
 
-class Seen(NamedTuple):
-    """What pixel weights of S stars see of the reference: transforms (S, side, side // 2 + 1), `LinearVariance.rows`.
-
-    None where the noise needs none.
-    """
-
-    spectra: Any
-    rows: Any
-
-
 class NoiseUnder:
     """What the reference is under some stars: made once, for the noise of all epochs.
 
@@ -226,26 +215,21 @@ class NoiseUnder:
             other._spectra, other._background = self._spectra[which], self._background[which]
         return other
 
-    def seen_by(self, weights: Any, which: Any = slice(None)) -> Seen:
-        """Transforms of weights a (S, m, m) of all stars or some, and rows of the design matrix summed with them."""
-        if self._variance is None and self._spectra is None:
-            return Seen(None, None)
-        spectra = self.backend.rfft2(weights, (self.side, self.side))
-        if self._spectra is None:
-            return Seen(spectra, None)
-        return Seen(spectra, self._design_rows(spectra, weights.sum(axis=(1, 2)), which))
-
-    def variance(self, weights: Any, seen: Seen, own: Any, noise: EpochNoise, kernel_spectra: Any) -> LinearVariance:
+    def variance(self, weights: Any, own: Any, noise: EpochNoise, kernel_spectra: Any) -> LinearVariance:
         """Parts of the variance of a^T D for weights a (S, m, m), with the image's own variance `own` on the stamps."""
         xp = self.backend.xp
         total = (weights * weights * own).sum(axis=(1, 2))
+        if self._variance is None and noise.covariance is None:
+            return LinearVariance(total, xp.zeros_like(total), None, None)
+        spectra = self.backend.rfft2(weights, (self.side, self.side))
         if self._variance is not None:
-            total = total + self._reference_term(weights, seen.spectra, own, noise.shared, kernel_spectra)
+            total = total + self._reference_term(weights, spectra, own, noise.shared, kernel_spectra)
         if noise.covariance is None:
             return LinearVariance(total, xp.zeros_like(total), None, None)
+        rows = self._design_rows(spectra, weights.sum(axis=(1, 2)))
         # what rounds here is small against the noise itself; with thousands of coefficients it is most of the work
-        directions = seen.rows @ noise.covariance.astype(self.dtype)
-        return LinearVariance(total, inner(seen.rows, directions), seen.rows, directions)
+        directions = rows @ noise.covariance.astype(self.dtype)
+        return LinearVariance(total, inner(rows, directions), rows, directions)
 
     def _reference_term(self, weights: Any, spectra: Any, own: Any, shared: float, kernel_spectra: Any) -> Any:
         """Sum of (a correlated with k)^2 times the reference's variance, less what it shares with the image, (S,)."""
@@ -257,16 +241,16 @@ class NoiseUnder:
             term = term - 2 * shared * (weights * response[:, h:h + m, h:h + m] * own).sum(axis=(1, 2))
         return term
 
-    def _design_rows(self, spectra: Any, total: Any, which: Any) -> Any:
+    def _design_rows(self, spectra: Any, total: Any) -> Any:
         """Rows g = U^T a, one for each star, (S, n)."""
         xp, h = self.backend.xp, self.half
-        lags = self.backend.irfft2(self._spectra[which] * xp.conj(spectra), (self.side, self.side))
+        lags = self.backend.irfft2(self._spectra * xp.conj(spectra), (self.side, self.side))
         # lags[v] = sum_x a(x) R(x + v - h), so that the kernel's offset is u = h - v: read it backwards
         lags = lags[:, 2 * h::-1, 2 * h::-1] if h else lags[:, :1, :1]
         lags = xp.take(lags.reshape(len(lags), -1), self._free, axis=1)
-        terms = self.kernel_terms[which].astype(self.dtype)
+        terms = self.kernel_terms.astype(self.dtype)
         parts = [terms[:, p, None] * lags for p in range(int(terms.shape[1]))]
-        return xp.concatenate([*parts, self._background[which].astype(self.dtype) * total[:, None]], axis=1)
+        return xp.concatenate([*parts, self._background.astype(self.dtype) * total[:, None]], axis=1)
 
 
 def linear_flux_variance(weights: FloatArray, stamps: Stamps, noise: EpochNoise) -> FloatArray:
@@ -307,7 +291,7 @@ def linear_flux_variance(weights: FloatArray, stamps: Stamps, noise: EpochNoise)
     under = NoiseUnder(placed, noise, side, np.dtype(float))
     spectra = None if noise.kernel is None else under.kernel_spectra(to_device(noise.kernel, backend))[0]
     own = finite(placed.gather(noise.image_variance).astype(float))
-    parts = under.variance(weights, under.seen_by(weights), own, noise, spectra)
+    parts = under.variance(weights, own, noise, spectra)
     return to_host(parts.noise + parts.fit)
 
 
