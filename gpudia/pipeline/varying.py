@@ -21,7 +21,7 @@ from gpudia.images import sky_and_noise
 from gpudia.photometry import choose_aperture_radius, empirical_psf, plainly_varying
 from gpudia.pipeline.epochs import KEEP, flagged
 from gpudia.pipeline.looks import FrameStore, Look, frame_errors
-from gpudia.pipeline.measure import EpochFluxes, Measures, measure_batch, side_of_stamps
+from gpudia.pipeline.measure import EpochFluxes, Measures, measure_batch, side_of_stamps, widest_seeing
 from gpudia.pipeline.prepare import images_at_once, in_batches, place_batch, prepare
 from gpudia.pipeline.reference import RunReference, carried_model
 from gpudia.pipeline.warned import warnings_logged
@@ -116,7 +116,7 @@ def _measures(reference: RunReference, stars: Table, fwhms: Sequence[float]) -> 
     flux, error = ({name: np.asarray(stars[column], float) for name in ("ap", "psf")}
                    for column in ("flux", "flux_err"))
     flags = {name: np.zeros(n, np.int32) for name in ("ap", "psf")}
-    return Measures(positions, False, radius, side_of_stamps(known, radius), psf, flux, error, flags,
+    return Measures(positions, False, radius, side_of_stamps(widest_seeing(known), radius), psf, flux, error, flags,
                     np.where(cutout.mask != 0, np.nan, cutout.data).astype(float), cutout.variance.astype(float),
                     cutout.shape, int(reference.config.background_degree), np.empty((0, 2), np.int64), np.arange(n),
                     np.zeros(n, bool))
@@ -140,6 +140,7 @@ def _measured(reference: RunReference, measures: Measures, frames: Sequence[Look
             for i, (look, _) in enumerate(batch):
                 with contextlib.suppress(FrameError):
                     bits[i] = flagged(look, host, i, placed.bits[i], reference)
-            fluxes = measure_batch(measures, reference.plan, stack, bits, placed.noise_ratio, {})
+            fluxes = measure_batch(measures, reference.plan, stack, bits, placed.noise_ratio, {},
+                                   {i: batch[i][0].fwhm for i in bits})
             found += fluxes.values()
     return found
