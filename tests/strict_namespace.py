@@ -13,9 +13,9 @@ from gpudia.backend import Backend
 from gpudia.backend.numpy_backend import make_numpy_backend
 
 # Functions that gpudia.model uses; each exists in CuPy with the same signature (CuPy 13, API reference).
-FUNCTIONS = """abs all any arange ascontiguousarray concatenate conj cos diagonal empty exp eye flatnonzero floor full
-isfinite log max maximum mean min minimum moveaxis ones ones_like sin sort sqrt stack sum swapaxes take_along_axis where
-zeros zeros_like
+FUNCTIONS = """abs all any arange argsort ascontiguousarray concatenate conj cos diagonal einsum empty exp eye
+flatnonzero floor full isfinite log max maximum mean min minimum moveaxis ones ones_like sin sort sqrt
+stack sum swapaxes take take_along_axis where zeros zeros_like
 """.split()
 CONSTANTS = "bool complex64 complex128 float32 float64 inf int32 int64 nan newaxis pi uint8".split()
 SCALARS = (int, float, complex, bool, type(None), str, slice, type(Ellipsis), type, np.dtype)

@@ -137,13 +137,13 @@ def test_masked_pixels_of_an_image_are_in_no_overlap():
     kernel[3, 3] = 1.0
     bits[30, 32] = PIXEL_FLAGS.cosmic_ray
     bits[31, 31] = PIXEL_FLAGS.clipped  # measured like the rest
-    measures = SimpleNamespace(pairs=np.array([[0, 1]]), positions=two, stamp_size=15, shape=SHAPE,
+    measures = SimpleNamespace(pairs=np.array([[0, 1]]), positions=two, shape=SHAPE,
                                psf=Psf(psf[None], "stack", 9, SHAPE))
     stack = SimpleNamespace(kernel_at=lambda _, x, __: np.stack([kernel] * len(x)),
                             variance=np.full((1, *SHAPE), 100.0))
     other = np.zeros(SHAPE)
     other[30 - 10:30 + 11, 33 - 10:33 + 11] = shifted_psf(np.pad(psf, 3)[None], np.array([[0.1, 0.4]]))[0]
-    found = _overlaps(measures, stack, 0, bits)
+    found = _overlaps(measures, stack, 0, bits, 15)
     alone = psf_photometry(other, stack.variance[0], bits, two, psf, max_masked_fraction=0.5)
     assert found[0, 0] == pytest.approx(alone.flux[0], rel=5e-3)
-    assert found[0, 0] < 0.95 * _overlaps(measures, stack, 0, 0 * bits)[0, 0]
+    assert found[0, 0] < 0.95 * _overlaps(measures, stack, 0, 0 * bits, 15)[0, 0]

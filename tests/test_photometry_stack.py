@@ -15,7 +15,7 @@ from gpudia import ReferencePlan
 from gpudia.backend import register_backend, to_device, to_host
 from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
-from gpudia.model import covariance_correction, evaluate_terms
+from gpudia.model import evaluate_terms
 from gpudia.photometry import EpochNoise, epoch_psf, forced_photometry, moffat_psf
 from gpudia.photometry.psf import shifted_psf
 
@@ -71,7 +71,7 @@ class Series:
     def noises(self, **changes):
         stack, plan = self.stack, self.plan
         constant = stack.coefficients.shape[1] == 1
-        correction = partial(covariance_correction, plan, stack)
+        correction = partial(plan.correction, stack)
         return [replace(EpochNoise(
             stack.image_variance[i], stack.coefficients[i, 0] if constant else stack.coefficients[i],
             self.reference_variance, self.reference, stack.covariance[i], stack.support,

@@ -2,7 +2,7 @@
 
 from gpudia.model.choose import DegreeChoice, automatic_kernel_size, choose_degree, choose_support
 from gpudia.model.coadd import Coadd, Coadded
-from gpudia.model.correction import covariance_correction
+from gpudia.model.correction import CovarianceCorrection
 from gpudia.model.plan import ReferencePlan
 from gpudia.model.polynomials import count_terms, evaluate_terms, exponents
 from gpudia.model.resample import Resampled, resample
@@ -14,6 +14,7 @@ from gpudia.model.support import check_kernel_size, kernel_support
 __all__ = [
     "Coadd",
     "Coadded",
+    "CovarianceCorrection",
     "Decorrelated",
     "DegreeChoice",
     "DifferenceStack",
@@ -25,7 +26,6 @@ __all__ = [
     "choose_degree",
     "choose_support",
     "count_terms",
-    "covariance_correction",
     "decorrelate",
     "evaluate_terms",
     "exponents",

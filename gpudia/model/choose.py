@@ -190,7 +190,7 @@ def choose_support(plan: ReferencePlan, images: Any, errors: Any = None, masks: 
 
 def _criteria(plan: ReferencePlan, stack: DifferenceStack, image: int, supports: list[np.ndarray]) -> np.ndarray:
     """AIC of each support for one image, up to a constant; infinite where the equations are singular."""
-    matrix, vector = (to_host(v)[0] for v in normal_equations(plan.design, *plan.equations_of(stack, image)))
+    matrix, vector = (to_host(v)[0] for v in normal_equations(plan.design, *_equations_of(plan, stack, image)))
     criteria = np.full(len(supports), np.inf)
     for k, support in enumerate(supports):
         rows = np.flatnonzero(np.append(support.ravel(), np.ones(plan.design.n_background, bool)))
@@ -201,3 +201,13 @@ def _criteria(plan: ReferencePlan, stack: DifferenceStack, image: int, supports:
         b = vector[rows]
         criteria[k] = -b @ cho_solve(factor, b) + 2 * len(rows)
     return criteria
+
+
+def _equations_of(plan: ReferencePlan, stack: DifferenceStack, image: int) -> tuple[Any, Any]:
+    """Weights and data (1, T, h, w), in the units of the fit, with which an image entered the last pass."""
+    xp, unit, tiling = plan.backend.xp, plan.given.unit, plan.design.tiling
+    variance = stack.variance[image].astype(xp.float64) * unit**2
+    data = (stack.difference[image] + stack.model[image]).astype(xp.float64) * unit
+    used = plan.fit_pixels & (stack.flags[image] == 0) & xp.isfinite(data) & (variance > 0)
+    weights = xp.where(used, 1.0 / xp.where(used, variance, 1.0), 0.0)
+    return tuple(tiling.split(plane[None]) for plane in (weights, xp.where(used, data, 0.0)))

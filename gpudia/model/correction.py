@@ -2,50 +2,122 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpudia.model.plan import ReferencePlan
+import numpy as np
+
+from gpudia.backend import scalar, to_device, to_host
+from gpudia.model.polynomials import evaluate_terms
+from gpudia.model.selection import power_under_kernel
 from gpudia.model.stack import DifferenceStack
 
-__all__ = ["covariance_correction"]
+if TYPE_CHECKING:
+    from gpudia.model.plan import ReferencePlan
+
+__all__ = ["CovarianceCorrection"]
+
+#: Pixels with the most starlight, whose weights are looked at one by one. On a crowded field of 300 px with a kernel of
+#: 29, g^T N^-1 g of bright stars is off by (rms, over eight images) 0.4 to 2.0 % with 1000 of them, 0.3 to 1.3 % with
+#: 2048, 0.3 to 1.3 % with 4096; that of the shared covariance by 2 to 17 %.
+_PIXELS = 2048
+#: Starlight of a pixel: the power of the reference up to so far from it, as images have wider PSFs.
+_NEAR = 2
+#: Share of its mean that is added to the diagonal of X^T N X: sums are in single precision, and directions of stars
+#: nearly parallel.
+_RIDGE = 1e-5
 
 
-def covariance_correction(plan: ReferencePlan, stack: DifferenceStack, image: int, rows: Any) -> tuple[Any, Any]:
-    r"""Correct one image's kept covariance C towards the exact one, N^-1 = (U^T W U)^-1, where some rows g need it.
+class CovarianceCorrection:
+    r"""What N^-1 = (U^T W U)^-1 of single images is for rows g of bright stars, where only a shared estimate is kept.
 
-    With the directions X = [C g_1 .. C g_D], in whose span N^-1 g is all but found,
+    That is the inverse M of the normal matrix of typical weights :math:`\bar w`, scaled. An image with another ratio of
+    starlight to sky has other weights where the stars are, and its :math:`g^T N^{-1} g` may differ by a third. In the
+    span of the directions X = [M g_1 .. M g_D], in which the N^-1 g all but lie (Rayleigh-Ritz),
 
-    .. math:: N^{-1} \approx C + X S X^T, \qquad S = (X^T N X)^{-1} - (X^T C^{-1} X)^{-1}
+    .. math:: N^{-1} g \approx X (X^T N X)^{-1} X^T g, \qquad
+              X^T N X = s \, X^T M^{-1} X + (U X)^T (w - s \bar w) \, U X
 
-    which is right in that span (Rayleigh-Ritz). N is that of the fit's last pass. It takes one model U x a row. On
-    simulated stars that the fit follows, errors by C were off by up to 4 %, by the corrected one by 0.2 %
-    (tests/test_photometry_stack.py).
+    where s is the ratio of the weights w to the typical ones, by their power under the kernel. The second term is
+    summed over the pixels with the most starlight, s is that of all others. So nothing is transformed, and it takes one
+    product of matrices for all stars of an image: a twentieth of the time of their models on the whole frame.
 
     Parameters
     ----------
     plan : ReferencePlan
-    stack : DifferenceStack
-        Of that plan, with its covariance kept.
-    image : int
-    rows : array (D, n), float64
-        In the order and units of the covariance, on the plan's backend.
-
-    Returns
-    -------
-    X : array (D, n)
-        One direction a row.
-    S : array (D, D)
+        Made once for all images; on the plan's backend.
     """
-    backend = plan.backend
-    xp, weights = backend.xp, plan.equations_of(stack, image)[0]
-    directions = rows @ stack.covariance[image]
-    size = xp.sqrt((rows * directions).sum(axis=1))
-    scaled = xp.where(size > 0, 1.0 / xp.where(size > 0, size, 1.0), 0.0)[:, None]
-    directions = directions * scaled  # both matrices then have diagonals near 1
-    # in double precision: the directions are nearly parallel
-    models = plan.design.model(plan.given.in_fit_units(directions)).reshape(len(rows), -1)
-    exact = (models * weights.reshape(1, -1)) @ models.T
-    estimate = (rows * scaled) @ directions.T
-    little = 1e-9 * xp.eye(len(rows))  # two stars at one place have the same row
-    inverses, ok = backend.inverse_spd(xp.stack([exact + little, estimate + little]))
-    return directions, xp.where(ok.all(), inverses[0] - inverses[1], 0.0)
+
+    def __init__(self, plan: ReferencePlan) -> None:
+        self._plan, self._design = plan, plan.design
+        design, xp, tiling = plan.design, plan.backend.xp, plan.design.tiling
+        typical = xp.where(plan.fit_pixels, plan.reference.weights, 0.0)
+        count = min(_PIXELS, int(scalar((typical > 0).sum())))
+        offset = np.abs(np.arange(plan.kernel_size) - plan.kernel_size // 2)
+        near = np.maximum.outer(offset, offset) <= _NEAR
+        light = xp.where(typical > 0, tiling.join(power_under_kernel(design.reference, tiling, near), 0.0), -1.0)
+        self._bright = xp.argsort(-light.reshape(-1))[:count]
+        self._typical = typical.reshape(-1)[self._bright]
+        power = tiling.join(power_under_kernel(design.reference, tiling, design.support), 0.0)
+        power.reshape(-1)[self._bright] = 0.0
+        self._rest, self._total = power, (power * typical).sum()
+        places = to_host(self._bright)
+        self._windows = self._under_kernel(places)
+        y, x = np.divmod(places, tiling.shape[1])
+        terms = evaluate_terms(max(design.spatial_degree, design.background_degree), x, y, tiling.shape)
+        self._terms = to_device(terms.T, plan.backend, np.float32)
+
+    def _under_kernel(self, pixels: np.ndarray) -> Any:
+        """The reference under the kernel's free pixels, R(x - u) for each pixel x, (m, P) float32."""
+        i, j = np.nonzero(self._design.support)
+        half, width = self._design.tiling.kernel_size // 2, self._design.tiling.shape[1]
+        places = pixels - ((i - half) * width + j - half)[:, None]
+        flat = self._design.reference.reshape(-1).astype(np.float32)
+        return flat[to_device(places, self._design.backend)]
+
+    def __call__(self, stack: DifferenceStack, image: int, rows: Any) -> Any:
+        """What an image's N^-1 makes of some rows of the design matrix, summed with a star's weights.
+
+        Parameters
+        ----------
+        stack : DifferenceStack
+            Of the plan.
+        image : int
+            Number in it.
+        rows : array (D, n), float64
+            g, in the order and units of the covariance.
+
+        Returns
+        -------
+        array (D, n)
+            N^-1 g with N of the fit's last pass.
+        """
+        xp, given = self._design.xp, self._plan.given
+        weights = self._weights(stack, image)
+        x = rows @ given.shared
+        q = (rows * x).sum(axis=1)
+        size = xp.sqrt(xp.where(q > 0, q, 1.0))
+        x = x / size[:, None]  # the diagonal of X^T N X is then about as large for all
+        light = self._model(given.in_fit_units(x).astype(xp.float32))
+        scale = xp.where(self._total > 0, (self._rest * weights).sum() / self._total, 0.0)
+        excess = (weights.reshape(-1)[self._bright] - scale * self._typical).astype(xp.float32)
+        inner = x @ rows.T  # X^T g, a column a star
+        scale_of_shared = scale / self._plan.information
+        gram = scale_of_shared * inner / size + (light * excess) @ light.T
+        gram = gram + _RIDGE * xp.diagonal(gram).mean() * xp.eye(len(rows))
+        inverse, ok = self._plan.backend.inverse_spd(gram[None])
+        return xp.where(ok[0], (inverse[0] @ inner).T, size[:, None] / scale_of_shared * xp.eye(len(rows))) @ x
+
+    def _weights(self, stack: DifferenceStack, image: int) -> Any:
+        """Inverse variances in the units of the fit, (H, W); 0 where a pixel took no part in it."""
+        xp, variance = self._design.xp, stack.variance[image]
+        used = self._plan.fit_pixels & (stack.flags[image] == 0) & (variance > 0)
+        return xp.where(used, 1.0 / (xp.where(used, variance, 1.0) * self._plan.given.unit**2), 0.0)
+
+    def _model(self, a: Any) -> Any:
+        """U a at the bright pixels: coefficients (D, n) to (D, P)."""
+        design, terms = self._design, self._terms
+        P, m = design.n_spatial, design.n_kernel
+        model = a[:, P * m:] @ terms[:design.n_background]
+        for p in range(P):
+            model = model + (a[:, p * m:(p + 1) * m] @ self._windows) * terms[p]
+        return model

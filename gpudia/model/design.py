@@ -84,7 +84,7 @@ class Design:
         self._y = to_device(y[..., None] ** np.arange(degree + 1), self.backend)
         self._x = to_device(x[..., None] ** np.arange(degree + 1), self.backend)
         self._background_powers = exponents(background_degree)
-        self._degree = background_degree
+        self.background_degree = background_degree
         self._powers = exponents(degree)
 
     def terms_at(self, place: tuple[Any, slice, slice], count: int) -> Any:
@@ -140,7 +140,7 @@ class Design:
 
     def _background_planes(self, background: Any, tiles: slice) -> Any:
         """Background (B, P_b) on some tiles, (B, t, hf, wf), by rows and columns: sum_j y^j sum_i b_ij x^i."""
-        size = self._degree + 1
+        size = self.background_degree + 1
         table = self.xp.zeros((len(background), 1, size, size), dtype=self.dtype)
         for k, (i, j) in enumerate(self._background_powers):
             table[:, 0, j, i] = background[:, k]
@@ -149,7 +149,7 @@ class Design:
     def _analyse(self, planes: Any, tiles: slice, spectra: Any, background: Any) -> None:
         """Add the tiles' part of the adjoint to `spectra` (B, P_k, hf, wh) and `background` (B, P_b)."""
         self.convolver.correlate(planes, tiles, spectra)
-        size = self._degree + 1
+        size = self.background_degree + 1
         table = self.xp.swapaxes(self._y[tiles, :, :size], -1, -2) @ (planes @ self._x[tiles, :, :size])
         for k, (i, j) in enumerate(self._background_powers):
             background[:, k] += table[:, :, j, i].sum(axis=1)

@@ -50,7 +50,7 @@ class GivenUnits:
             variances = xp.diagonal(covariance, axis1=-2, axis2=-1)
         else:
             ratio, missing, v = self._shared_terms(fit)
-            variances = ratio[:, None] * xp.diagonal(self._shared_given) + missing[:, None] * v * v
+            variances = ratio[:, None] * xp.diagonal(self.shared) + missing[:, None] * v * v
         kind = fit.variance.dtype if self.fits_single else xp.float64
         own, variance = (plane.astype(kind) / unit**2 for plane in (fit.image_variance, fit.variance))
         return replace(fit, coefficients=a, covariance=covariance, variances=variances, model=fit.model / unit,
@@ -70,7 +70,7 @@ class GivenUnits:
         if fit.covariance is not None:
             return fit.covariance
         ratio, missing, v = self._shared_terms(fit)
-        return ratio[:, None, None] * self._shared_given + missing[:, None, None] * (v[:, None] * v)
+        return ratio[:, None, None] * self.shared + missing[:, None, None] * (v[:, None] * v)
 
     def _transformed(self, C: Any) -> Any:
         """Covariance (..., n, n) of the coefficients as given."""
@@ -85,7 +85,8 @@ class GivenUnits:
         return C
 
     @cached_property
-    def _shared_given(self) -> Any:
+    def shared(self) -> Any:
+        """Approximate inverse of the shared normal matrix, for coefficients as given, (n, n)."""
         return self._transformed(self._shared)
 
     def _shared_terms(self, fit: Fit) -> tuple[Any, Any, Any]:
@@ -94,7 +95,7 @@ class GivenUnits:
         The shared one by the ratio of the traces s, made exact for the sum S over the central kernel:
         v = C 1 / (1^T C 1) and t = S - s 1^T C 1, a change of rank one that leaves it positive semi-definite.
         """
-        xp, C, m = self.design.xp, self._shared_given, self.design.n_kernel
+        xp, C, m = self.design.xp, self.shared, self.design.n_kernel
         ratio = fit.covariance_ratio
         row = C[:, :m].sum(axis=1)
         scale_variance = row[:m].sum()

@@ -13,6 +13,7 @@ from gpudia.backend import backend_of, or_in_halves, scalar
 from gpudia.errors import InputError
 from gpudia.model.assemble import StackBuilder
 from gpudia.model.convolver import TileConvolver
+from gpudia.model.correction import CovarianceCorrection
 from gpudia.model.design import Design
 from gpudia.model.fit import Fitter
 from gpudia.model.given import GivenUnits
@@ -377,15 +378,6 @@ class ReferencePlan:
         matrices = 4 * self.settings.exact_covariance + ("covariance" in keep)
         return int((8 * planes + 1) * math.prod(self.shape)) + 8 * matrices * self.design.n_parameters**2
 
-    def equations_of(self, stack: DifferenceStack, image: int) -> tuple[Any, Any]:
-        """Weights and data (1, T, h, w), in the plan's units, with which one of its images entered the last pass."""
-        xp, tiling = self.backend.xp, self.design.tiling
-        variance = stack.variance[image:image + 1].astype(xp.float64) * self._unit**2
-        data = (stack.difference[image:image + 1] + stack.model[image:image + 1]).astype(xp.float64) * self._unit
-        used = ~(stack.mask | stack.clipped)[image:image + 1] & xp.isfinite(data) & (variance > 0)
-        weights = tiling.split(xp.where(used, 1.0 / xp.where(used, variance, 1.0), 0.0))
-        return xp.where(self._last, weights, 0.0), tiling.split(xp.where(used, data, 0.0))
-
     @property
     def _last(self) -> Any:
         """Pixels that may take part in the last pass, bool (T, h, w)."""
@@ -395,3 +387,8 @@ class ReferencePlan:
     def fit_pixels(self) -> Any:
         """Pixels that may take part in the last pass of a fit, bool (H, W), on the plan's backend."""
         return self.design.tiling.join(self._last, False)
+
+    @cached_property
+    def correction(self) -> CovarianceCorrection:
+        """Corrects shared covariances for bright stars."""
+        return CovarianceCorrection(self)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpudia.backend import Backend, to_device
 from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.photometry.apertures import aperture_weights, stamp_side
-from gpudia.photometry.linear import EpochNoise, LinearVariance, NoiseUnder, finite
+from gpudia.photometry.linear import EpochNoise, LinearVariance, NoiseUnder, finite, inner, transform_side
 from gpudia.photometry.psf import check_psf, shift_spectra, shifted_psf, to_size
 from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, StampsOn, source_flags
 
@@ -19,9 +21,6 @@ __all__ = ["Block", "Epoch", "Stars"]
 
 #: A masked pixel raises a flag where the PSF has this share of its peak or more (squared, as it counts in the flux).
 _FAINT = 0.01**2
-#: Leverage from which on an estimated covariance is corrected: a third of less changes a flux by 3 % of its change. A
-#: correction takes as long as a model of the whole image for every such star.
-_CORRECTED = 0.07
 #: chi^2 of the PSF's fit counts as that of noise up to so many sigma: pixels are correlated, fewer independent.
 _CHI2_SIGMA = 5.0
 #: Excess of chi^2 from which on the fit is called poor: errors are then 1.4 times what noise makes them, or more.
@@ -63,70 +62,110 @@ class Stars:
         """Side of a stamp that holds PSF and kernel, and the aperture."""
         return max(int(self.psf.shape[-1]) + noise.kernel_size - 1, stamp_side(self.radius))
 
+    def transform_side(self, size: int, noise: EpochNoise) -> int:
+        """Side of the transforms for stamps of this size."""
+        return transform_side(size, noise.kernel_size, int(self.psf.shape[-1]) if self.convolved else 0)
+
     def __getitem__(self, which: Any) -> Stars:
         psf = self.psf if self.psf is None or self.psf.ndim == 2 else self.psf[which]
         return Stars(self.positions[which], self.shape, self.backend, self.dtype, psf, self.convolved, self.radius)
 
 
-class Weighted(NamedTuple):
-    """A linear measure of some stars, (S, m, m): pixel weights, what each pixel counts, which of them flag, the PSF."""
+class Under(NamedTuple):
+    """Pixels under some stars on one image, (S, m, m).
 
+    Values of the difference, its inverse variance and variance (all 0 where ignored), good ones, bits, the image's own
+    variance, and which took part in the fit of the model (None: not known).
+    """
+
+    values: Any
+    inverse: Any
+    variance: Any
+    good: Any
+    bits: Any
+    own: Any
+    fitted: Any
+
+    def within(self, size: int) -> Under:
+        """Return the same on smaller stamps."""
+        return Under(*(None if plane is None else _within(plane, size) for plane in self))
+
+
+def _within(stamps: Any, size: int) -> Any:
+    """The middle of stamps."""
+    first = (int(stamps.shape[-1]) - size) // 2
+    return stamps[:, first:first + size, first:first + size]
+
+
+class Weighted(NamedTuple):
+    """A linear measure of some stars, (S, m, m): pixels, their weights, what each counts, which flag, the PSF."""
+
+    pixels: Under
     weights: Any
     counts: Any
     matters: Any
     light: Any
 
 
-class Under(NamedTuple):
-    """Pixels under some stars on one image, (S, m, m): values (0 where ignored), inverse variance, good ones, bits."""
-
-    values: Any
-    inverse: Any
-    good: Any
-    bits: Any
-
-
 class Block:
-    """Some stars, made ready for any number of images."""
+    """Some stars, made ready for any number of images.
+
+    `under` has the stamps of each measure with what the noise needs of the reference there; those of apertures are as
+    small as they can be.
+    """
 
     def __init__(self, stars: Stars, size: int, side: int, noise: EpochNoise) -> None:
         self.stars, self.size, self.side, self.backend = stars, size, side, stars.backend
         self.xp, self.dtype = stars.backend.xp, np.dtype(stars.dtype)
-        stamps = Stamps(stars.positions, size)
-        self.placed = StampsOn(stamps, stars.shape, self.backend)
-        self.under = NoiseUnder(self.placed, noise, side, self.dtype)
+        self.placed = self._placed(size)
+        offsets = self.placed.stamps.offsets
+        self.under = {}
         self.circle = self._spectra = self._fixed = None
+        if stars.psf is not None:
+            self.under["psf"] = NoiseUnder(self.placed, noise, side, self.dtype)
         if stars.radius:
-            self.circle = to_device(aperture_weights(stars.positions, stars.radius, size)[0], self.backend, self.dtype)
+            small = stamp_side(stars.radius)
+            self.circle = to_device(aperture_weights(stars.positions, stars.radius, small)[0], self.backend, self.dtype)
+            self.under["ap"] = NoiseUnder(self._placed(small), noise, transform_side(small, noise.kernel_size),
+                                          self.dtype)
         if stars.convolved:
-            self._spectra = to_device(shift_spectra(stars.psf, stamps.offsets, size, side, self.dtype), self.backend)
+            self._spectra = to_device(shift_spectra(stars.psf, offsets, size, side, self.dtype), self.backend)
         elif stars.psf is not None:
-            self._fixed = to_device(to_size(shifted_psf(stars.psf, stamps.offsets), size), self.backend, self.dtype)
+            self._fixed = to_device(to_size(shifted_psf(stars.psf, offsets), size), self.backend, self.dtype)
+
+    def _placed(self, size: int) -> StampsOn:
+        return StampsOn(Stamps(self.stars.positions, size), self.stars.shape, self.backend)
+
+    def only(self, numbers: NDArray[np.int64]) -> Block:
+        """Return the same for some of the stars."""
+        other, which = copy.copy(self), to_device(numbers, self.backend)
+        other.stars, other.placed = self.stars[numbers], self.placed.only(numbers)
+        other.under = {name: under.only(numbers) for name, under in self.under.items()}
+        for name in ("circle", "_spectra", "_fixed"):
+            whole = getattr(self, name)
+            setattr(other, name, None if whole is None else whole[which])
+        return other
 
     def measure(self, epoch: Epoch, limits: dict[str, float],
                 exact: bool = False) -> tuple[dict[str, ForcedFluxes], Any]:
         """Fluxes (S,) of each measure on one image, and the leverage of its stars."""
-        noise = epoch.noise
-        spectra, light = None, self._fixed
+        noise, pixels, light = epoch.noise, self._pixels(epoch), self._fixed
+        spectra: dict[str, Any] = dict.fromkeys(limits)
         usable = self.xp.ones(len(self.placed), dtype=bool)
         if noise.kernel is not None:
-            spectra, scale = self.under.kernel_spectra(noise.kernel)
+            kernels = {name: self.under[name].kernel_spectra(noise.kernel) for name in limits}
+            spectra, scale = {name: one[0] for name, one in kernels.items()}, next(iter(kernels.values()))[1]
             usable = usable & (scale > 0)
             if self._spectra is not None:
-                light = self._convolved(spectra, self.xp.where(scale > 0, scale, 1.0))
-        pixels = self._pixels(epoch)
-        own = finite(self.placed.gather(noise.image_variance).astype(self.dtype))
+                light = self._convolved(spectra["psf"], self.xp.where(scale > 0, scale, 1.0))
         measures = {name: self._psf(light, pixels) if name == "psf" else self._aperture(light, pixels)
                     for name in limits}
-        parts = {name: self.under.variance(one.weights, own, noise, spectra) for name, one in measures.items()}
-        lever = _Leverage(self, epoch, pixels, measures, parts)
+        parts = {name: self.under[name].variance(one.weights, one.pixels.own, noise, spectra[name])
+                 for name, one in measures.items()}
         if exact and noise.correction is not None and noise.covariance is not None:
-            high = self.xp.flatnonzero(lever.of_psf > _CORRECTED)
-            if len(high):
-                correction = noise.correction(parts["psf"].rows[high])
-                parts = {name: _corrected(part, *correction) for name, part in parts.items()}
-                lever = _Leverage(self, epoch, pixels, measures, parts)
-        found = {name: self._flux(one, pixels, lever, name, usable, limits[name]) for name, one in measures.items()}
+            parts = _corrected(self.xp, parts, noise.correction)
+        lever = _Leverage(self.xp, noise, measures, parts)
+        found = {name: self._flux(one, lever, name, usable, limits[name]) for name, one in measures.items()}
         return found, lever.of_psf
 
     def _convolved(self, kernel_spectra: Any, scale: Any) -> Any:
@@ -135,7 +174,7 @@ class Block:
         return self.backend.irfft2(product, (self.side, self.side))[:, :self.size, :self.size]
 
     def _pixels(self, epoch: Epoch) -> Under:
-        xp, gather = self.xp, self.placed.gather
+        xp, gather, fitted = self.xp, self.placed.gather, epoch.noise.fitted
         values, variance = gather(epoch.difference).astype(self.dtype), gather(epoch.variance).astype(self.dtype)
         frame = xp.zeros(epoch.difference.shape, dtype=xp.uint8) if epoch.flags is None else epoch.flags
         bits = gather(frame, outside=PIXEL_FLAGS.border)
@@ -143,7 +182,10 @@ class Block:
         ignored = (bits & (255 - PIXEL_FLAGS.clipped)) != 0
         bits = xp.where(ignored | measured, bits, bits | PIXEL_FLAGS.no_data).astype(xp.uint8)
         good = measured & ~ignored
-        return Under(xp.where(good, values, 0.0), xp.where(good, 1.0 / xp.where(good, variance, 1.0), 0.0), good, bits)
+        return Under(xp.where(good, values, 0.0), xp.where(good, 1.0 / xp.where(good, variance, 1.0), 0.0),
+                     xp.where(good, variance, 0.0), good, bits,
+                     finite(gather(epoch.noise.image_variance).astype(self.dtype)),
+                     None if fitted is None else gather(fitted) & (bits == 0))
 
     def _psf(self, light: Any, pixels: Under) -> Weighted:
         """Weights W phi / phi^T W phi; 0 for a star that is masked altogether."""
@@ -151,23 +193,25 @@ class Block:
         weighted = pixels.inverse * light
         norm = (weighted * light).sum(axis=(1, 2))
         counts = light * light
-        return Weighted(weighted / xp.where(norm > 0, norm, 1.0)[:, None, None], counts,
+        return Weighted(pixels, weighted / xp.where(norm > 0, norm, 1.0)[:, None, None], counts,
                         (counts > 0) & (counts >= _FAINT * counts.max(axis=(1, 2), keepdims=True)), light)
 
     def _aperture(self, light: Any, pixels: Under) -> Weighted:
         """Weights c, or c / c^T phi with a PSF."""
         xp, circle = self.xp, self.circle
-        inside = circle > 0
+        size = int(circle.shape[-1])
+        pixels, inside = pixels.within(size), circle > 0
         weights = xp.where(pixels.good, circle, 0.0)
         if light is None:
-            return Weighted(weights, circle, inside, light)
+            return Weighted(pixels, weights, circle, inside, light)
+        light = _within(light, size)
         lit = (weights * light).sum(axis=(1, 2))
-        return Weighted(weights / xp.where(lit > 0, lit, xp.inf)[:, None, None],
+        return Weighted(pixels, weights / xp.where(lit > 0, lit, xp.inf)[:, None, None],
                         xp.where(inside, xp.maximum(circle * light, 1e-12), 0.0), inside, light)
 
-    def _misfit(self, psf: Weighted, pixels: Under, flux: Any) -> Any:
+    def _misfit(self, psf: Weighted, flux: Any) -> Any:
         """By how much chi^2 of the PSF's fit exceeds what noise alone gives in all but few cases; at least 1."""
-        xp = self.xp
+        xp, pixels = self.xp, psf.pixels
         used = psf.matters & pixels.good
         n = used.sum(axis=(1, 2)).astype(xp.float64)
         rest = pixels.values - flux[:, None, None].astype(self.dtype) * psf.light
@@ -175,16 +219,15 @@ class Block:
         n = xp.maximum(n - 1.0, 1.0)
         return xp.maximum(chi2 / (n + _CHI2_SIGMA * xp.sqrt(2.0 * n)), 1.0)
 
-    def _flux(self, one: Weighted, pixels: Under, lever: _Leverage, name: str, usable: Any,
-              limit: float) -> ForcedFluxes:
-        xp = self.xp
+    def _flux(self, one: Weighted, lever: _Leverage, name: str, usable: Any, limit: float) -> ForcedFluxes:
+        xp, pixels = self.xp, one.pixels
         lost = xp.where(pixels.good, 0.0, one.counts).sum(axis=(1, 2)) / one.counts.sum(axis=(1, 2))
         flags = source_flags(xp, xp.where(one.matters, pixels.bits, 0))
         ok = usable & (lost <= limit) & ((flags & SOURCE_FLAGS.outside) == 0)
         flux = (one.weights * pixels.values).sum(axis=(1, 2)).astype(xp.float64)
         raw, (flux, variance) = flux, lever.put_right(name, flux)
         if name == "psf" and self.stars.convolved:
-            excess = self._misfit(one, pixels, raw)
+            excess = self._misfit(one, raw)
             variance = variance * excess
             flags = flags | xp.where(excess > _POOR_FIT, SOURCE_FLAGS.poor_fit, 0).astype(xp.int32)
         n_masked = ((one.counts > 0) & ~pixels.good).sum(axis=(1, 2)).astype(xp.int32)
@@ -193,34 +236,33 @@ class Block:
         return ForcedFluxes(xp.where(ok, flux, xp.nan), xp.where(ok, error, xp.nan), flags, n_masked)
 
 
-def _corrected(part: LinearVariance, directions: Any, matrix: Any) -> LinearVariance:
-    """Parts of the variance with the covariance C + X S X^T."""
-    found = part.directions + (part.rows @ directions.T) @ matrix @ directions
-    return part._replace(fit=(part.rows * found).sum(axis=1), directions=found)
+def _corrected(xp: Any, parts: dict[str, LinearVariance], correction: Any) -> dict[str, LinearVariance]:
+    """Parts of the variance with a better covariance; the rows of all measures help one another."""
+    rows = [part.rows.astype(xp.float64) for part in parts.values()]
+    found = correction(xp.concatenate(rows)).reshape(len(rows), *rows[0].shape)
+    return {name: part._replace(fit=inner(part.rows, directions), directions=directions)
+            for (name, part), directions in zip(parts.items(), found, strict=True)}
 
 
 class _Leverage:
     """How much of a star's light and noise the fit of the model took up, and what that makes of its fluxes."""
 
-    def __init__(self, block: Block, epoch: Epoch, pixels: Under, measures: dict[str, Weighted],
+    def __init__(self, xp: Any, noise: EpochNoise, measures: dict[str, Weighted],
                  parts: dict[str, LinearVariance]) -> None:
-        self.xp, self.parts = block.xp, parts
-        self.of_psf = self.xp.zeros(len(block.placed))
+        self.xp, self.parts = xp, parts
+        self.of_psf = xp.zeros(len(next(iter(measures.values())).weights))
         self._share = None
-        noise = epoch.noise
         if noise.fitted is None or noise.covariance is None or "psf" not in measures:
             return
         psf = parts["psf"]
-        fitted = block.placed.gather(noise.fitted) & (pixels.bits == 0)
-        variance = self.xp.where(pixels.good, 1.0 / self.xp.where(pixels.good, pixels.inverse, 1.0), 0.0)
         self._white, self._share = {}, {}
         for name, one in measures.items():
-            squares = one.weights * one.weights * variance
-            self._white[name] = squares.sum(axis=(1, 2)).astype(self.xp.float64)
-            part = self.xp.where(fitted, squares, 0.0).sum(axis=(1, 2))
-            self._share[name] = part / self.xp.where(self._white[name] > 0, self._white[name], 1.0)
-        inverse = 1.0 / self.xp.where(self._white["psf"] > 0, self._white["psf"], self.xp.inf)  # phi^T W phi
-        self._levers = {name: self._share["psf"] * inverse * (part.rows * psf.directions).sum(axis=1)
+            squares = one.weights * one.weights * one.pixels.variance
+            self._white[name] = squares.sum(axis=(1, 2)).astype(xp.float64)
+            part = xp.where(one.pixels.fitted, squares, 0.0).sum(axis=(1, 2))
+            self._share[name] = part / xp.where(self._white[name] > 0, self._white[name], 1.0)
+        inverse = 1.0 / xp.where(self._white["psf"] > 0, self._white["psf"], xp.inf)  # phi^T W phi
+        self._levers = {name: self._share["psf"] * inverse * inner(part.rows, psf.directions)
                         for name, part in parts.items()}
         self.of_psf = self._levers["psf"]
 

@@ -6,8 +6,7 @@ them, the reference under them) is made once. All of it runs on the backend of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -16,11 +15,12 @@ from numpy.typing import NDArray
 
 from gpudia.backend import Backend, backend_of, to_host
 from gpudia.errors import InputError
+from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.photometry.apertures import stamp_side
 from gpudia.photometry.blocks import Block, Epoch, Stars
 from gpudia.photometry.inputs import as_positions, check_fraction, check_plane, check_radius, pixel_bits
-from gpudia.photometry.linear import EpochNoise, transform_side
-from gpudia.photometry.stamps import FloatArray, ForcedFluxes
+from gpudia.photometry.linear import EpochNoise
+from gpudia.photometry.stamps import ForcedFluxes, Stamps, StampsOn
 
 __all__ = ["forced_photometry", "measure_apertures", "psf_photometry"]
 
@@ -82,7 +82,8 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
     -------
     dict
         ``{"psf": ForcedFluxes, "ap": ForcedFluxes}`` (or "psf" alone) of (B, S), on the host. NaN, with the flag
-        ``outside``, where an edge cuts the star; NaN too where the photometric scale is not positive at the star.
+        ``outside``, where an edge cuts the star (with this flag alone, all pixels of the stamp counted as masked, where
+        it cuts off the star's central pixel); NaN too where the photometric scale is not positive at the star.
 
     Raises
     ------
@@ -237,11 +238,44 @@ def _measured(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], s
     """Measure all stars on all images; `limits` names the measures, with the share that may be masked."""
     for limit in limits.values():
         check_fraction(limit)
+    inside = _inside(stars, epochs)
+    result = {name: _not_measured(inside.shape, size) for name in limits}
+    some = np.flatnonzero(inside.any(axis=0))
+    if some.size:
+        found, leverage = _found(stars[some], epochs, limits, size)
+        _measure_again(found, stars[some], epochs, limits, size, inside[:, some] & (leverage > _HIGH_LEVERAGE))
+        for name, fluxes in found.items():
+            for column, values in zip(result[name], fluxes, strict=True):
+                column[:, some] = np.where(inside[:, some], values, column[:, some])
+    return result
+
+
+def _inside(stars: Stars, epochs: Sequence[Epoch]) -> NDArray[np.bool_]:
+    """Where there is a difference at the star's central pixel at all, (B, S); elsewhere an edge is too near."""
+    backend = stars.backend
+    centre = StampsOn(Stamps(stars.positions, 1), stars.shape, backend)
+    if all(epoch.flags is None for epoch in epochs):
+        bits = [centre.gather(backend.xp.zeros(stars.shape, dtype=backend.xp.uint8), outside=PIXEL_FLAGS.border)]
+        bits *= len(epochs)
+    else:
+        bits = [centre.gather(epoch.flags, outside=PIXEL_FLAGS.border) for epoch in epochs]
+    return to_host(backend.xp.stack(bits))[:, :, 0, 0] & PIXEL_FLAGS.border == 0
+
+
+def _not_measured(shape: tuple[int, int], size: int) -> ForcedFluxes:
+    """Fluxes of stars beyond the edge."""
+    return ForcedFluxes(np.full(shape, np.nan), np.full(shape, np.nan),
+                        np.full(shape, SOURCE_FLAGS.outside, np.int32), np.full(shape, size * size, np.int32))
+
+
+def _found(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
+           size: int) -> tuple[dict[str, ForcedFluxes], NDArray[np.float64]]:
+    """Fluxes of all stars on stamps of one size, and their leverage, (B, S)."""
     xp, backend, n = stars.backend.xp, stars.backend, len(stars.positions)
     found = {name: ForcedFluxes(*(xp.zeros((len(epochs), n), dtype=kind)
                                   for kind in (xp.float64, xp.float64, xp.int32, xp.int32))) for name in limits}
     leverage = xp.zeros((len(epochs), n))
-    side = transform_side(size, epochs[0].noise.kernel_size, int(stars.psf.shape[-1]) if stars.convolved else 0)
+    side = stars.transform_side(size, epochs[0].noise)
     step = max(1, backend.least_pixels // side**2, backend.at_once(200 * side**2))
 
     def measure(task: tuple[tuple[slice, Block], int]) -> None:
@@ -257,25 +291,23 @@ def _measured(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], s
         slices = [slice(first, min(first + step, some.stop)) for first in some]
         blocks = backend.run_all(lambda which: (which, Block(stars[which], size, side, epochs[0].noise)), slices)
         backend.run_all(measure, list(product(blocks, range(len(epochs)))))
-    result = {name: ForcedFluxes(*map(to_host, columns)) for name, columns in found.items()}
-    return _with_exact_leverage(result, to_host(leverage), backend, partial(_again, stars, epochs, limits))
+    return {name: ForcedFluxes(*map(to_host, columns)) for name, columns in found.items()}, to_host(leverage)
 
 
-def _with_exact_leverage(result: dict[str, ForcedFluxes], leverage: FloatArray, backend: Backend,
-                         again: Callable[[int, Any], dict[str, ForcedFluxes]]) -> dict[str, ForcedFluxes]:
-    """Measure stars of high leverage once more."""
-    high = [(i, np.flatnonzero(levers > _HIGH_LEVERAGE)) for i, levers in enumerate(leverage)]
-    high = [(i, which) for i, which in high if which.size]
-    for (i, which), found in zip(high, backend.run_all(lambda one: again(*one), high), strict=True):
-        for name, part in found.items():
-            for column, values in zip(result[name], part, strict=True):
-                column[i, which] = to_host(values)
-    return result
+def _measure_again(found: dict[str, ForcedFluxes], stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
+                   size: int, high: NDArray[np.bool_]) -> None:
+    """Put fluxes on stamps that hold nearly all of the light, with exact leverage, where that is high (B, S)."""
+    some = np.flatnonzero(high.any(axis=0))
+    if not some.size:
+        return
+    noise = epochs[0].noise
+    size = min(stars.whole_size(noise), max(2 * size - 1, stamp_side(stars.radius)))
+    block = Block(stars[some], size, stars.transform_side(size, noise), noise)
 
+    def again(i: int) -> None:
+        which = np.flatnonzero(high[i, some])
+        for name, part in block.only(which).measure(epochs[i], limits, exact=True)[0].items():
+            for column, values in zip(found[name], part, strict=True):
+                column[i, some[which]] = to_host(values)
 
-def _again(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], i: int,
-           which: NDArray[np.int64]) -> dict[str, ForcedFluxes]:
-    """Fluxes of some stars of image `i`, on stamps that hold all of their light, with exact leverage."""
-    size = stars.whole_size(epochs[i].noise)
-    side = transform_side(size, epochs[i].noise.kernel_size, int(stars.psf.shape[-1]))
-    return Block(stars[which], size, side, epochs[i].noise).measure(epochs[i], limits, exact=True)[0]
+    stars.backend.run_all(again, np.flatnonzero(high.any(axis=1)).tolist())

@@ -6,18 +6,20 @@ stars at a time, on the backend of the planes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import fft
 
 from gpudia.backend import backend_of, to_device, to_host
 from gpudia.errors import InputError
 from gpudia.photometry.stamps import FloatArray, Stamps, StampsOn
 
-__all__ = ["EpochNoise", "LinearVariance", "NoiseUnder", "finite", "linear_flux_variance", "transform_side"]
+__all__ = ["EpochNoise", "LinearVariance", "NoiseUnder", "finite", "inner", "linear_flux_variance", "transform_side"]
 
 #: Polynomial terms at pixel positions: ``terms(x, y)`` has the terms on a last axis, after the shape of x and y.
 Terms = Callable[[Any, Any], Any]
@@ -53,8 +55,8 @@ class EpochNoise:
         Pixels that took part in the fit of the model. With it the leverage of the star on its own model is put right
         (see `LinearVariance`); without it the star counts as one that was not in the fit.
     correction : callable, optional
-        ``rows (D, n) -> X (D, n), S (D, D)``: where `covariance` is an estimate, what brings it to the exact one as far
-        as these rows need it (see `gpudia.model.covariance_correction`).
+        ``rows (D, n) -> (D, n)``: where `covariance` is an estimate, a better one times some rows g (see
+        `gpudia.model.CovarianceCorrection`). Used for stars of high leverage.
 
     Raises
     ------
@@ -124,7 +126,7 @@ class LinearVariance(NamedTuple):
     fit
         g^T C g, what the noise of the model's coefficients adds; 0 without a covariance.
     rows
-        (S, n) float64: g = U^T a, the rows of the design matrix summed with the weights. For kernel polynomial p and
+        (S, n): g = U^T a, the rows of the design matrix summed with the weights. For kernel polynomial p and
         offset u it is p_p sum_x a(x) R(x - u), for a background term p sum_x a(x), with the polynomials at the star.
         None without a covariance.
     directions
@@ -157,7 +159,7 @@ class NoiseUnder:
         self.half = noise.kernel_size // 2
         self._to_centre = self._phase(self.half)
         self.kernel_terms = self._terms(noise.kernel_terms)
-        self._variance = None
+        self._variance = self._spectra = None
         if noise.reference_variance is not None:
             self._variance = finite(stamps.gather(noise.reference_variance, self.half).astype(dtype))
         if noise.covariance is not None:
@@ -203,6 +205,16 @@ class NoiseUnder:
             total += terms[:, p, None, None].astype(self.dtype) * spectra[p]
         return total, (terms * kernel.sum(axis=(1, 2))).sum(axis=1)
 
+    def only(self, numbers: NDArray[np.int64]) -> NoiseUnder:
+        """Return the same for some of the stars."""
+        other, which = copy.copy(self), to_device(numbers, self.backend)
+        other.stamps, other.kernel_terms = self.stamps.only(numbers), self.kernel_terms[which]
+        if self._variance is not None:
+            other._variance = self._variance[which]
+        if self._spectra is not None:
+            other._spectra, other._background = self._spectra[which], self._background[which]
+        return other
+
     def variance(self, weights: Any, own: Any, noise: EpochNoise, kernel_spectra: Any) -> LinearVariance:
         """Parts of the variance of a^T D for weights a (S, m, m), with the image's own variance `own` on the stamps."""
         xp = self.backend.xp
@@ -216,8 +228,8 @@ class NoiseUnder:
             return LinearVariance(total, xp.zeros_like(total), None, None)
         rows = self._design_rows(spectra, weights.sum(axis=(1, 2)))
         # what rounds here is small against the noise itself; with thousands of coefficients it is most of the work
-        directions = (rows.astype(self.dtype) @ noise.covariance.astype(self.dtype)).astype(xp.float64)
-        return LinearVariance(total, (rows * directions).sum(axis=1), rows, directions)
+        directions = rows @ noise.covariance.astype(self.dtype)
+        return LinearVariance(total, inner(rows, directions), rows, directions)
 
     def _reference_term(self, weights: Any, spectra: Any, own: Any, shared: float, kernel_spectra: Any) -> Any:
         """Sum of (a correlated with k)^2 times the reference's variance, less what it shares with the image, (S,)."""
@@ -230,14 +242,15 @@ class NoiseUnder:
         return term
 
     def _design_rows(self, spectra: Any, total: Any) -> Any:
-        """Rows g = U^T a, one for each star, (S, n) float64."""
+        """Rows g = U^T a, one for each star, (S, n)."""
         xp, h = self.backend.xp, self.half
         lags = self.backend.irfft2(self._spectra * xp.conj(spectra), (self.side, self.side))
         # lags[v] = sum_x a(x) R(x + v - h), so that the kernel's offset is u = h - v: read it backwards
         lags = lags[:, 2 * h::-1, 2 * h::-1] if h else lags[:, :1, :1]
-        lags = lags.reshape(len(lags), -1)[:, self._free].astype(xp.float64)
-        parts = [self.kernel_terms[:, p, None] * lags for p in range(int(self.kernel_terms.shape[1]))]
-        return xp.concatenate([*parts, self._background * total[:, None].astype(xp.float64)], axis=1)
+        lags = xp.take(lags.reshape(len(lags), -1), self._free, axis=1)
+        terms = self.kernel_terms.astype(self.dtype)
+        parts = [terms[:, p, None] * lags for p in range(int(terms.shape[1]))]
+        return xp.concatenate([*parts, self._background.astype(self.dtype) * total[:, None]], axis=1)
 
 
 def linear_flux_variance(weights: FloatArray, stamps: Stamps, noise: EpochNoise) -> FloatArray:
@@ -277,7 +290,8 @@ def linear_flux_variance(weights: FloatArray, stamps: Stamps, noise: EpochNoise)
     placed = StampsOn(stamps, (shape[0], shape[1]), backend)
     under = NoiseUnder(placed, noise, side, np.dtype(float))
     spectra = None if noise.kernel is None else under.kernel_spectra(to_device(noise.kernel, backend))[0]
-    parts = under.variance(weights, finite(placed.gather(noise.image_variance).astype(float)), noise, spectra)
+    own = finite(placed.gather(noise.image_variance).astype(float))
+    parts = under.variance(weights, own, noise, spectra)
     return to_host(parts.noise + parts.fit)
 
 
@@ -294,3 +308,10 @@ def finite(stamps: Any) -> Any:
     """Replace what is not finite by 0: such a pixel is masked and its weight 0, but 0 * nan would spoil the star."""
     xp = backend_of(stamps).xp
     return xp.where(xp.isfinite(stamps), stamps, 0.0)
+
+
+def inner(a: Any, b: Any) -> Any:
+    """Inner products of the rows of a and b (S, ...), (S,) float64."""
+    xp = backend_of(a).xp
+    n = len(a)
+    return xp.einsum("ij,ij->i", a.reshape(n, -1), b.reshape(n, -1)).astype(xp.float64)

@@ -77,7 +77,7 @@ class Stamps:
         inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
         return np.where(inside, cut, np.asarray(outside, dtype=cut.dtype))
 
-    def __getitem__(self, which: slice) -> Stamps:
+    def __getitem__(self, which: NDArray[np.int64]) -> Stamps:
         return Stamps(self.positions[which], self.size)
 
 
@@ -100,6 +100,13 @@ class StampsOn:
     def __len__(self) -> int:
         return len(self.stamps)
 
+    def only(self, numbers: NDArray[np.int64]) -> StampsOn:
+        """Return the same for some of the stars."""
+        other, which = StampsOn(self.stamps[numbers], self.shape, self.backend), to_device(numbers, self.backend)
+        other._places = {margin: (flat[which], None if inside is None else inside[which])
+                         for margin, (flat, inside) in self._places.items()}
+        return other
+
     def _place(self, margin: int) -> tuple[Any, Any]:
         """Numbers of the pixels in the flat frame, and which lie in it (None: all)."""
         if margin not in self._places:
@@ -114,7 +121,7 @@ class StampsOn:
     def gather(self, frame: Any, margin: int = 0, outside: Any = 0) -> Any:
         """Cut the stamps, grown by `margin`, out of a frame (H, W): (S, M, M), with `outside` beyond its edges."""
         flat, inside = self._place(margin)
-        cut = frame.reshape(-1)[flat]
+        cut = self.backend.xp.take(frame.reshape(-1), flat)
         return cut if inside is None else self.backend.xp.where(inside, cut, outside).astype(cut.dtype)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gpudia.backend import backend_of, to_device, to_host
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.images import sky_and_noise
-from gpudia.model import DifferenceStack, ReferencePlan, covariance_correction, evaluate_terms
+from gpudia.model import DifferenceStack, ReferencePlan, evaluate_terms
 from gpudia.photometry import (
     CombinedFluxes,
     EpochNoise,
@@ -59,8 +59,8 @@ class Measures:
 
     Positions (S, 2) are those of the reference's stars in the cutout, with the target (if any) as the last row. Fluxes
     of the reference are total fluxes without the neighbours' light, ADU, by method. `stamp_size` is the side of the
-    stars' stamps, `pairs` (P, 2) are rows of stars whose images overlap; `first` (S,) is the first row at each one's
-    place.
+    stars' stamps in the worst seeing, `pairs` (P, 2) are rows of stars whose images overlap; `first` (S,) is the first
+    row at each one's place.
     """
 
     positions: Float
@@ -121,7 +121,7 @@ def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radiu
     pairs = pairs[(first[pairs] == pairs).all(axis=1)]
     inside, fitted = found.aperture, found.psf
     return Measures(
-        positions, reference.target is not None, radius, _stamp_size(known, radius), psf,
+        positions, reference.target is not None, radius, _stamp_size(_widest(known), radius), psf,
         {"ap": inside.flux, "psf": fitted.flux}, {"ap": inside.error, "psf": fitted.error},
         {"ap": inside.flags, "psf": fitted.flags},
         np.where(cutout.mask != 0, np.nan, cutout.data).astype(float), cutout.variance.astype(float), cutout.shape,
@@ -153,14 +153,22 @@ def recommended(measures: Measures, epochs: Sequence[EpochFluxes]) -> str:
     return "ap" if 4 * sum(disagree) > len(disagree) else "psf"
 
 
-def _stamp_size(fwhms: list[float], radius: float) -> int:
-    """Side of the stamps: two FWHM of the worst seeing on each side of a star, but not of a frame out of focus."""
-    widest = min(max(fwhms), 1.5 * float(np.median(fwhms)))
-    return 2 * math.ceil(max(2 * widest, radius)) + 1
+def _widest(fwhms: list[float]) -> float:
+    """The worst seeing, but not that of a frame out of focus."""
+    return min(max(fwhms), 1.5 * float(np.median(fwhms)))
+
+
+def _stamp_size(fwhm: float, radius: float, most: int | None = None) -> int:
+    """Side of the stamps: two FWHM on each side of a star, and the aperture; in steps of 4 px, `most` at most."""
+    if not math.isfinite(fwhm) and most is not None:
+        return most
+    size = 4 * math.ceil(max(2 * fwhm, radius) / 2) + 1
+    return size if most is None else min(size, most)
 
 
 def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStack, bits: Mapping[int, Bits],
-                  noise_ratio: Any, shares: Mapping[int, float]) -> dict[int, EpochFluxes]:
+                  noise_ratio: Any, shares: Mapping[int, float],
+                  fwhms: Mapping[int, float]) -> dict[int, EpochFluxes]:
     """Measure all positions on the images of a stack, on its backend.
 
     Parameters
@@ -176,6 +184,8 @@ def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStac
         Variance of sums over that of single pixels, for resampled frames.
     shares : dict of float
         What an image adds to a stacked reference, as a factor of its pixels; 0 where there is none.
+    fwhms : dict of float
+        Seeing of these images, pixels, which their stars' stamps follow; where NaN the largest stamps are taken.
 
     Returns
     -------
@@ -188,19 +198,20 @@ def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStac
         return {}
     reference = tuple(to_device(plane, plan.backend) for plane in (measures.reference_variance, measures.reference))
     noises = {i: _noise(measures, reference, plan, stack, i, noise_ratio, shares.get(i, 0.0)) for i in scales}
-    forced = _forced(measures, stack, bits, noises)
+    sizes = {i: _stamp_size(fwhms[i], measures.radius, measures.stamp_size) for i in scales}
+    forced = _forced(measures, stack, bits, noises, sizes)
     # what a frame adds to the reference is in a total flux twice, as F_ref and as -F_ref: not less noise
     members = {i: replace(noise, shared=0.0) for i, noise in noises.items() if noise.shared}
-    alone = _forced(measures, stack, bits, members)
+    alone = _forced(measures, stack, bits, members, sizes)
     return {i: _epoch(measures, forced[i], alone.get(i), scale, float(to_host(stack.scale_error_image[i])),
                       _target_stamp(measures, stack, i, bits[i]) if measures.has_target else None,
-                      _overlaps(measures, stack, i, bits[i]))
+                      _overlaps(measures, stack, i, bits[i], sizes[i]))
             for i, scale in scales.items()}
 
 
-def _overlaps(measures: Measures, stack: DifferenceStack, i: int, bits: Bits) -> Float:
+def _overlaps(measures: Measures, stack: DifferenceStack, i: int, bits: Bits, size: int) -> Float:
     """How much the stars of the close pairs see of each other on image `i`, by the pixels of their fluxes, (P, 2)."""
-    pairs, places, size = measures.pairs, measures.positions, measures.stamp_size
+    pairs, places = measures.pairs, measures.positions
     if not len(pairs):
         return np.empty((0, 2))
     middle = places[pairs].mean(axis=1)
@@ -265,26 +276,27 @@ def _noise(measures: Measures, reference: tuple[Any, Any], plan: ReferencePlan, 
     """What the noise of one image is made of, on its backend; `reference` is its variance and itself, there once."""
     own = stack.image_variance[i] if noise_ratio is None else stack.image_variance[i] * noise_ratio[i]
     constant = stack.coefficients.shape[1] == 1
-    correction = partial(covariance_correction, plan, stack, i) if stack.covariance_kind == "shared" else None
+    correction = partial(plan.correction, stack, i) if stack.covariance_kind == "shared" else None
     return EpochNoise(
         own, stack.coefficients[i, 0] if constant else stack.coefficients[i],
         *reference, stack.covariance[i], stack.support, None if constant else stack.terms_at,
         partial(evaluate_terms, measures.background_degree, shape=measures.shape), share, plan.fit_pixels, correction)
 
 
-def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits],
-            noises: Mapping[int, EpochNoise]) -> dict[int, dict[str, ForcedFluxes]]:
-    """Fluxes on some images of a stack by number and measure."""
-    if not noises:
-        return {}
-    which = list(noises)
-    flags = to_device(np.stack([bits[i] for i in which]), backend_of(stack.difference))
+def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits], noises: Mapping[int, EpochNoise],
+            sizes: Mapping[int, int]) -> dict[int, dict[str, ForcedFluxes]]:
+    """Fluxes on some images of a stack by number and measure; those with stamps of one size together."""
     psf = measures.psf.at(measures.positions) if measures.psf.varies else measures.psf.stamp
-    found = forced_photometry(stack.difference[which], stack.variance[which], flags, measures.positions, psf,
-                              list(noises.values()), radius=measures.radius,
-                              stamp_size=measures.stamp_size, max_masked_fraction=_MASKED)
-    return {i: {name: ForcedFluxes(*(column[row] for column in fluxes)) for name, fluxes in found.items()}
-            for row, i in enumerate(which)}
+    result = {}
+    for size in sorted({sizes[i] for i in noises}):
+        which = [i for i in noises if sizes[i] == size]
+        flags = to_device(np.stack([bits[i] for i in which]), backend_of(stack.difference))
+        found = forced_photometry(stack.difference[which], stack.variance[which], flags, measures.positions, psf,
+                                  [noises[i] for i in which], radius=measures.radius, stamp_size=size,
+                                  max_masked_fraction=_MASKED)
+        result |= {i: {name: ForcedFluxes(*(column[row] for column in fluxes)) for name, fluxes in found.items()}
+                   for row, i in enumerate(which)}
+    return result
 
 
 def _epoch(measures: Measures, forced: dict[str, ForcedFluxes], alone: dict[str, ForcedFluxes] | None, scale: Float,

@@ -290,7 +290,8 @@ def _solve(ready: _Ready, placed: PreparedBatch, setup: Setup) -> _Batch:
         except FrameError as error:
             failed[i] = EpochOutcome.of(look.failed(error))
     with stage("photometry"):
-        fluxes = measure_batch(setup.measures, plan, stack, bits, placed.noise_ratio, shares)
+        fluxes = measure_batch(setup.measures, plan, stack, bits, placed.noise_ratio, shares,
+                               {i: ready[i][0].fwhm for i in bits})
     return _Batch(host, ratio, bits, fluxes, failed)
 
 
