@@ -56,34 +56,37 @@ def fit_map(a: NDArray, b: NDArray, sigma: NDArray, most: int = 3) -> MapFit:
         All positions are one.
     """
     weight = 1 / sigma
+    n = 2 * len(a)
     fits = [fit_similarity(a, b, weight)]
+    misfits = [_chi2(fits[0], a, b, weight)]
     for degree, enough in _ENOUGH.items():
-        if degree > most or len(a) < enough or (degree == 2 and not _misfits(fits[-1], a, b, weight)):
+        if degree > most or len(a) < enough or (degree == 2 and _fits(misfits[-1], n - fits[-1].parameters)):
             break
         fits.append(_fit_polynomial(a, b, weight, degree))
-    n = 2 * len(a)
+        misfits.append(_chi2(fits[-1], a, b, weight))
     tiny = 1e-12 * n  # of chi^2: rounding is no reason for a term
-    return min(fits, key=lambda fit: n * np.log(_chi2(fit, a, b, weight) + tiny) + fit.parameters * np.log(n))
+    costs = [n * np.log(chi2 + tiny) + fit.parameters * np.log(n) for fit, chi2 in zip(fits, misfits, strict=True)]
+    return fits[int(np.argmin(costs))]
 
 
 def _chi2(fit: MapFit, a: NDArray, b: NDArray, weight: NDArray) -> float:
     return float(np.sum(((fit.apply(a) - b) * weight[:, None]) ** 2))
 
 
-def _misfits(fit: MapFit, a: NDArray, b: NDArray, weight: NDArray) -> bool:
-    free = 2 * len(a) - fit.parameters
-    return _chi2(fit, a, b, weight) / free > 1 + 5 * np.sqrt(2 / free)
+def _fits(chi2: float, free: int) -> bool:
+    """Whether the errors explain what is left, with so many degrees of freedom."""
+    return not chi2 / free > 1 + 5 * np.sqrt(2 / free)
 
 
 def _fit_polynomial(a: NDArray, b: NDArray, weight: NDArray, degree: int) -> MapFit:
     """Weighted least squares; `weight` multiplies the equations. Coordinates from their mean, in units of reach."""
-    origin = a.mean(axis=0)
+    origin, middle = a.mean(axis=0), b.mean(axis=0)
     reach = float(np.abs(a - origin).max()) or 1.0
     design = monomials((a - origin) / reach, degree) * weight[:, None]
-    solution = np.linalg.lstsq(design, (b - b.mean(axis=0)) * weight[:, None], rcond=None)[0].T
+    solution = np.linalg.lstsq(design, (b - middle) * weight[:, None], rcond=None)[0].T
     units = monomials((reach, reach), degree)
     solution = solution / units
-    solution[:, 2] += b.mean(axis=0)
+    solution[:, 2] += middle
     matrix = np.column_stack([solution[:, :2], solution[:, 2] - solution[:, :2] @ origin])
     kind = "affine" if degree == 1 else "polynomial"
     return MapFit(kind, matrix, solution[:, 3:], origin, design.T @ design, units, 2 * len(units))
@@ -102,7 +105,7 @@ def fit_similarity(a: NDArray, b: NDArray, weight: NDArray) -> MapFit:
     """
     mass = weight**2 / np.sum(weight**2)
     mean_a, mean_b = mass @ a, mass @ b
-    z, w = ((v - m) @ (1, 1j) for v, m in ((a, mean_a), (b, mean_b)))
+    z, w = _complex(a - mean_a), _complex(b - mean_b)
     spread = float(np.sum(mass * np.abs(z) ** 2))
     if not spread > 0:
         raise RegistrationError("matched stars must differ in position, got one place")
@@ -118,6 +121,11 @@ def fit_similarity(a: NDArray, b: NDArray, weight: NDArray) -> MapFit:
     matrix = np.column_stack([turn, mean_b - turn @ mean_a])
     normal = np.diag([spread, spread, 1.0]) * np.sum(weight**2)
     return MapFit("similarity", matrix, np.zeros((2, 0)), mean_a, normal, np.ones(3), 4)
+
+
+def _complex(xy: NDArray) -> NDArray[np.complex128]:
+    """Positions (N, 2) as x + iy, shape (N,)."""
+    return np.ascontiguousarray(xy, float).view(complex)[:, 0]
 
 
 def consensus(a: NDArray, b: NDArray, tolerance: float = 3.0) -> NDArray[np.bool_]:
@@ -140,7 +148,7 @@ def consensus(a: NDArray, b: NDArray, tolerance: float = 3.0) -> NDArray[np.bool
         Fewer than three pairs agree.
     """
     first, second = _couples(len(a))
-    z, w = a @ (1, 1j), b @ (1, 1j)
+    z, w = _complex(a), _complex(b)
     sample = slice(None, None, max(1, len(a) // 500))  # enough to count agreement
     best, agree = 0, np.zeros(len(a), bool)
     for u in (z, z.conj()):

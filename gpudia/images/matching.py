@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from astropy.table import Table
 from astropy.wcs import WCS
@@ -82,14 +84,21 @@ def positions(stars: Table) -> NDArray[np.float64]:
     return np.column_stack([np.asarray(stars["x"], float), np.asarray(stars["y"], float)])
 
 
-def mutual_neighbours(a: NDArray, b: NDArray, radius: float) -> Pairs:
-    """Pairs that are each other's nearest neighbour and not further apart than `radius`; shapes (N, 2), (M, 2)."""
-    if not len(a) or not len(b):
+def mutual_neighbours(a: NDArray, b: NDArray | KDTree, radius: float) -> Pairs:
+    """Pairs that are each other's nearest neighbour and not further apart than `radius`; shapes (N, 2), (M, 2).
+
+    `b` may also be the tree of its positions, for those who ask often.
+    """
+    tree = b if isinstance(b, KDTree) else KDTree(b)
+    if not len(a) or not tree.n:
         return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    distance, j = KDTree(b).query(a)
-    _, back = KDTree(a).query(b)
-    i = np.flatnonzero((distance <= radius) & (back[j] == np.arange(len(a))))
-    return i, j[i]
+    beyond = np.nextafter(radius, np.inf)  # nothing is looked for from there on
+    distance, j = tree.query(a, distance_upper_bound=beyond)
+    i = np.flatnonzero(distance <= radius)
+    j = j[i]
+    _, back = KDTree(a).query(tree.data[j], distance_upper_bound=beyond)
+    mutual = back == i
+    return i[mutual], j[mutual]
 
 
 def _by_flux(stars: Table, rows: NDArray[np.intp] | slice = slice(None), count: int = 300) -> NDArray[np.intp]:
@@ -166,16 +175,19 @@ def _offsets(middle: NDArray, directions: NDArray) -> NDArray[np.float64]:
 def _by_offset(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray, max_offset: float) -> Pairs:
     """Pairs after the shift on which most differences between bright stars agree."""
     cell, max_offset = 2.0, min(max_offset, _FARTHEST)  # pixels
-    difference = (b[bright_b][None] - a[bright_a][:, None]).reshape(-1, 2)
-    difference = difference[(np.abs(difference) <= max_offset).all(axis=1)]
-    if not len(difference):
+    dx, dy = (b[bright_b, k] - a[bright_a, k][:, None] for k in (0, 1))
+    near = (np.abs(dx) <= max_offset) & (np.abs(dy) <= max_offset)
+    dx, dy = dx[near], dy[near]
+    if not len(dx):
         raise RegistrationError(f"no star within {max_offset:.0f} px of another of the reference")
-    edges = np.arange(-max_offset - cell, max_offset + 2 * cell, cell)
-    counts, _, _ = np.histogram2d(difference[:, 0], difference[:, 1], bins=[edges, edges])
+    first = -max_offset - cell
+    size = math.ceil(2 * max_offset / cell) + 2
+    columns, rows = (((d - first) / cell).astype(np.intp) for d in (dx, dy))
+    counts = np.bincount(columns * size + rows, minlength=size**2).reshape(size, size).astype(float)
     smooth = ndimage.gaussian_filter(counts, 1.0, mode="constant")  # the true offset can lie on the edge of cells
-    at = np.unravel_index(np.argmax(smooth), smooth.shape)
-    offset = np.array([edges[k] + cell / 2 for k in at])
-    for radius in (2.0 * cell, 1.5 * cell, cell):
+    offset = first + cell * (np.array(np.unravel_index(np.argmax(smooth), smooth.shape)) + 0.5)
+    difference = np.column_stack([dx, dy])[(np.abs(dx - offset[0]) < 5 * cell) & (np.abs(dy - offset[1]) < 5 * cell)]
+    for radius in (2.0 * cell, 1.5 * cell, cell):  # which stays within those
         near = difference[np.hypot(*(difference - offset).T) <= radius]
         offset = np.median(near, axis=0) if len(near) else offset
     return mutual_neighbours(a + offset, b, radius=3.0)

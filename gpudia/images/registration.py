@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -28,13 +30,44 @@ FLOOR = 0.02
 _ROUNDS = 10
 
 
-class _Stars(NamedTuple):
-    """A list's positions (N, 2), their errors (N,), which can be trusted (N,), and whether the errors came with it."""
+@dataclass(frozen=True)
+class _Stars:
+    """A list's positions (N, 2), their errors (N,), rows that can be trusted, and whether the errors came with it."""
 
     xy: NDArray[np.float64]
     sigma: NDArray[np.float64]
-    good: NDArray[np.bool_]
+    good: NDArray[np.intp]
     measured: bool
+
+    @classmethod
+    def of(cls, stars: Table) -> _Stars:
+        return cls(positions(stars), _centroid_errors(stars), np.flatnonzero(_good(stars)), "x_err" in stars.colnames)
+
+    @cached_property
+    def trusted(self) -> NDArray[np.float64]:
+        """Positions that can be trusted."""
+        return self.xy[self.good]
+
+    @cached_property
+    def tree(self) -> KDTree:
+        """Tree of these."""
+        return KDTree(self.trusted)
+
+    @cached_property
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lowest and highest x, y of these; a few wild positions of many do not count."""
+        xy = self.trusted
+        low, high = xy.min(axis=0), xy.max(axis=0)
+        if len(xy) >= 20:
+            first, last = np.percentile(xy, (5, 95), axis=0)
+            low, high = np.maximum(low, first - 0.25 * (last - first)), np.minimum(high, last + 0.25 * (last - first))
+        return low - TOLERANCE, high + TOLERANCE
+
+    @property
+    def density(self) -> float:
+        """How many of these there are per square pixel."""
+        low, high = self.bounds
+        return len(self.good) / float(np.prod(high - low))
 
 
 class _Fit(NamedTuple):
@@ -110,10 +143,8 @@ def _with_position(stars: Table) -> Table:
 def _solve(
     reference_stars: Table, stars: Table, pairs: tuple[NDArray, NDArray], route: str, max_rms: float, min_matches: int
 ) -> Registration:
-    a, b = (
-        _Stars(positions(s), _centroid_errors(s), _good(s), "x_err" in s.colnames) for s in (reference_stars, stars)
-    )
-    most = _clear_radius(b.xy[b.good])
+    a, b = _Stars.of(reference_stars), _Stars.of(stars)
+    most = _clear_radius(b)
     fit = _first_fit(a.xy, b.xy, *pairs, min(3.0, 2 * most))
     for tolerance, degree in ((4.0, 1), (2.0, 1), (TOLERANCE, 1), (2.0, 3), (TOLERANCE, 3)):
         # a polynomial of part of the stars goes astray where the others are
@@ -121,7 +152,7 @@ def _solve(
             fit = _settled(fit, a, b, min(tolerance, most), degree, min_matches)
     if not fit.rms <= max_rms:
         raise RegistrationError(f"rms must be at most {max_rms} px, got {fit.rms:.3f} from {len(fit.i)} stars")
-    expected = _verify(fit.map.apply(a.xy[a.good]), b.xy[b.good], route)
+    expected = _verify(fit.map.apply(a.trusted), b, route)
     kind, matrix, terms, origin = fit.map[:4]
     return Registration(matrix, len(fit.i), fit.rms, fit.max_residual, route, expected, kind, terms, origin,
                         fit.map.covariance * fit.excess)  # fmt: skip
@@ -129,9 +160,9 @@ def _solve(
 
 def _covers(fit: _Fit, a: _Stars, b: _Stars, share: float = 0.7) -> bool:
     """Say whether the matched stars are spread as widely as all that fall on the image."""
-    (low, high), there = _bounds(b.xy[b.good]), fit.map.apply(a.xy)
-    inside = a.good & np.all((there >= low) & (there <= high), axis=1)
-    spread = [float(np.sqrt(np.var(xy, axis=0).sum())) for xy in (a.xy[fit.i], a.xy[inside])]
+    (low, high), there = b.bounds, fit.map.apply(a.trusted)
+    inside = np.all((there >= low) & (there <= high), axis=1)
+    spread = [float(np.sqrt(np.var(xy, axis=0).sum())) for xy in (a.xy[fit.i], a.trusted[inside])]
     return spread[0] >= share * spread[1]
 
 
@@ -139,9 +170,9 @@ def _settled(fit: _Fit, a: _Stars, b: _Stars, tolerance: float, degree: int, min
     """Match the nearest stars and fit them, until the pairs stay the same: where it began does not matter then."""
     for _ in range(_ROUNDS):
         before = fit
-        i, j = mutual_neighbours(fit.map.apply(a.xy[a.good]), b.xy[b.good], tolerance)
+        i, j = mutual_neighbours(fit.map.apply(a.trusted), b.tree, tolerance)
         scale = np.sqrt(abs(np.linalg.det(fit.map.matrix[:, :2])))
-        fit = _clipped_fit(a, b, np.flatnonzero(a.good)[i], np.flatnonzero(b.good)[j], scale, degree, min_matches)
+        fit = _clipped_fit(a, b, a.good[i], b.good[j], scale, degree, min_matches)
         if np.array_equal(fit.i, before.i) and np.array_equal(fit.j, before.j):
             break
     return fit
@@ -164,9 +195,9 @@ def _centroid_errors(stars: Table) -> NDArray[np.float64]:
     return np.where(np.isfinite(sigma), sigma, 1.0)
 
 
-def _clear_radius(xy: NDArray) -> float:
+def _clear_radius(stars: _Stars) -> float:
     """Distance within which one star of ten has another by chance, pixels: wider matching is noise in crowded lists."""
-    return max(0.5, float(np.sqrt(0.1 / (np.pi * _density(xy)))))
+    return max(0.5, float(np.sqrt(0.1 / (np.pi * stars.density))))
 
 
 def _first_fit(a: NDArray, b: NDArray, i: NDArray, j: NDArray, tolerance: float) -> _Fit:
@@ -203,55 +234,40 @@ def _clipped_fit(
     return _Fit(fit, i, j, rms, float(distance.max()), excess)
 
 
-def _verify(predicted: NDArray, measured: NDArray, route: str) -> int:
+def _verify(predicted: NDArray, measured: _Stars, route: str) -> int:
     """Refuse what chance could give; return how many reference stars were expected among the image's.
 
     A start is what the route guesses: for a shift one pair of stars, for a similarity two, whose agreement comes free.
     Of the others n fall on the image, and each meets a star by chance with p = 1 - exp(-density pi r^2). The expected
     number of chance solutions is (starts) P(binomial(n, p) >= found), for the most telling of some radii r.
     """
-    low, high = _bounds(measured)
+    low, high = measured.bounds
     inside = predicted[np.all((predicted >= low) & (predicted <= high), axis=1)]
-    density = max(_density(measured), _crowding(inside, measured))
-    n, m = len(predicted), len(measured)
+    density = max(measured.density, _crowding(inside, measured.tree))
+    n, m = len(predicted), len(measured.good)
     k, h = min(n, MOST_STARS), min(m, MOST_STARS)
     # a fitted rotation and scale can turn misses of 3 px (how far the routes look) into hits, but only for shifts
     starts, free, radii = {
         "id": (2 * HYPOTHESES, 2, (0.2, 0.5, TOLERANCE)), "sky": (n * m, 1, (3.0,)), "offset": (8 * n * m, 1, (3.0,)),
     }.get(route, (k * (k - 1) * h * (h - 1), 2, (0.2, 0.5, TOLERANCE)))  # fmt: skip
-    chances = []
-    for radius in radii:
-        found = len(mutual_neighbours(inside, measured, radius)[0])
-        by_chance = 1 - np.exp(-density * np.pi * radius**2)
-        more = binom.sf(found - free - 1, max(len(inside) - free, 1), by_chance) if found > free else 1.0
-        chances.append(len(radii) * starts * float(more))
-    if not min(chances) < 1e-3:
+    i, j = mutual_neighbours(inside, measured.tree, radii[-1])
+    distance = np.hypot(*(inside[i] - measured.trusted[j]).T)
+    found = np.array([np.count_nonzero(distance <= radius) for radius in radii])
+    by_chance = 1 - np.exp(-density * np.pi * np.square(radii))
+    more = np.where(found > free, binom.sf(found - free - 1, max(len(inside) - free, 1), by_chance), 1.0)
+    chance = len(radii) * starts * float(more.min())
+    if not chance < 1e-3:
         raise RegistrationError(
-            f"matched pairs must be more than chance gives, got {found} of {len(inside)} expected "
-            f"({min(chances):.2g} chance solutions)"
+            f"matched pairs must be more than chance gives, got {found[-1]} of {len(inside)} expected "
+            f"({chance:.2g} chance solutions)"
         )
     return len(inside)
 
 
-def _crowding(predicted: NDArray, measured: NDArray, near: float = 3.0, far: float = 20.0) -> float:
+def _crowding(predicted: NDArray, measured: KDTree, near: float = 3.0, far: float = 20.0) -> float:
     """Stars per square pixel around the predicted ones, themselves left out: in a cluster chance neighbours abound."""
     if not len(predicted):
         return 0.0
-    tree = KDTree(measured)
-    within = [tree.query_ball_point(predicted, r, return_length=True) for r in (near, far)]
+    within = [measured.query_ball_point(predicted, r, return_length=True) for r in (near, far)]
     return float(np.mean(within[1] - within[0])) / (np.pi * (far**2 - near**2))
 
-
-def _density(xy: NDArray) -> float:
-    """Stars per square pixel."""
-    low, high = _bounds(xy)
-    return len(xy) / float(np.prod(high - low))
-
-
-def _bounds(xy: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Lowest and highest x, y of a list; a few wild positions of many do not count."""
-    low, high = xy.min(axis=0), xy.max(axis=0)
-    if len(xy) >= 20:
-        first, last = np.percentile(xy, (5, 95), axis=0)
-        low, high = np.maximum(low, first - 0.25 * (last - first)), np.minimum(high, last + 0.25 * (last - first))
-    return low - TOLERANCE, high + TOLERANCE

@@ -23,14 +23,19 @@ ORIENTATIONS = tuple(
 #: Number of terms by degree, and the degree by their number.
 _COUNTS = {1: 3, 2: 6, 3: 10}
 _DEGREES = {count: degree for degree, count in _COUNTS.items()}
+#: Powers of x and y in the terms of degree 2 and 3.
+_POWERS = ((2, 0), (1, 1), (0, 2), (3, 0), (2, 1), (1, 2), (0, 3))
 
 
 def monomials(xy: ArrayLike, degree: int) -> NDArray[np.float64]:
     """Values of x, y, 1; x^2, x y, y^2; x^3, ... at positions of shape (..., 2): shape (..., 3, 6 or 10)."""
-    x, y = np.moveaxis(np.asarray(xy, float), -1, 0)
-    powers = [x, y, np.ones_like(x)]
-    powers += [x ** (total - j) * y**j for total in range(2, degree + 1) for j in range(total + 1)]
-    return np.stack(powers, axis=-1)
+    xy = np.asarray(xy, float)
+    x, y = xy[..., 0], xy[..., 1]
+    terms = np.empty((*x.shape, _COUNTS[degree]))
+    terms[..., 0], terms[..., 1], terms[..., 2] = x, y, 1.0
+    for k, (i, j) in enumerate(_POWERS[:_COUNTS[degree] - 3], 3):
+        terms[..., k] = x**i * y**j
+    return terms
 
 
 @dataclass(frozen=True)

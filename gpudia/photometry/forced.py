@@ -26,7 +26,7 @@ __all__ = ["forced_photometry", "measure_apertures", "psf_photometry"]
 
 #: Stars of which so much is kept at a time: positions, PSFs and the reference under them, some 25 kB a star.
 _STARS_AT_ONCE = 8192
-#: Leverage from which on stars are measured on stamps that hold the whole PSF, as the wings pull, too. Few have more.
+#: Leverage from which on stars are measured on stamps twice as wide, as the wings pull, too. Few have more.
 _HIGH_LEVERAGE = 0.05
 
 

@@ -215,10 +215,13 @@ def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStac
     # what a frame adds to the reference is in a total flux twice, as F_ref and as -F_ref: not less noise
     members = {i: replace(noise, shared=0.0) for i, noise in noises.items() if noise.shared}
     alone = _forced(measures, stack, bits, members, sizes)
-    return {i: _epoch(measures, forced[i], alone.get(i), scale, float(to_host(stack.scale_error_image[i])),
+
+    def epoch(i: int) -> EpochFluxes:
+        return _epoch(measures, forced[i], alone.get(i), scales[i], float(to_host(stack.scale_error_image[i])),
                       _target_stamp(measures, stack, i, bits[i]) if measures.has_target else None,
                       _overlaps(measures, stack, i, bits[i], sizes[i]))
-            for i, scale in scales.items()}
+
+    return dict(zip(scales, plan.backend.run_all(epoch, scales), strict=True))
 
 
 def _overlaps(measures: Measures, stack: DifferenceStack, i: int, bits: Bits, size: int) -> Float:
