@@ -228,7 +228,7 @@ class NoiseUnder:
             return LinearVariance(total, xp.zeros_like(total), None, None)
         rows = self._design_rows(spectra, weights.sum(axis=(1, 2)))
         # what rounds here is small against the noise itself; with thousands of coefficients it is most of the work
-        directions = rows @ noise.covariance.astype(self.dtype)
+        directions = rows @ noise.covariance.astype(self.dtype, copy=False)
         return LinearVariance(total, inner(rows, directions), rows, directions)
 
     def _reference_term(self, weights: Any, spectra: Any, own: Any, shared: float, kernel_spectra: Any) -> Any:
