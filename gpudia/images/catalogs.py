@@ -122,8 +122,7 @@ def _peaks(image: NDArray, noise: NDArray, usable: NDArray, fwhm: float, thresho
     # A normalised Gaussian filter lowers white noise by 2 sqrt(pi) sigma.
     significance = smooth * (2 * math.sqrt(math.pi) * sigma) / noise
     found = np.argwhere(_tops(smooth) & (significance > threshold) & usable)
-    highest = _around(smooth, *found.T, max(1, round(0.6 * fwhm))).max(axis=1)
-    found = found[smooth[tuple(found.T)] >= highest]
+    found = found[_highest(smooth, found, max(1, round(0.6 * fwhm)))]
     return found[np.argsort(-significance[tuple(found.T)], kind="stable")]
 
 
@@ -132,6 +131,11 @@ def _tops(image: NDArray) -> NDArray[np.bool_]:
     padded = np.pad(image, 1, mode="edge")
     rows = np.maximum(np.maximum(padded[:, :-2], padded[:, 2:]), padded[:, 1:-1])
     return image >= np.maximum(np.maximum(rows[:-2], rows[2:]), rows[1:-1])
+
+
+def _highest(image: NDArray, pixels: NDArray[np.intp], reach: int) -> NDArray[np.bool_]:
+    """Say which of some pixels (N, 2) no other exceeds within a square of this reach."""
+    return image[tuple(pixels.T)] >= _around(image, *pixels.T, reach).max(axis=1)
 
 
 def _around(image: NDArray, rows: NDArray[np.intp], columns: NDArray[np.intp], reach: int) -> NDArray:
