@@ -17,11 +17,11 @@ E, S, SIGMA = 10, 12, 200.0
 FLUX = np.full(S + 1, 1e5)
 
 
-def judged(delta, flux=FLUX, first=None):
+def judged(delta, flux=FLUX, first=None, varying=None):
     """Judge epochs of S stars and, as the last row, a target."""
     first = np.arange(S + 1) if first is None else first
-    measures = SimpleNamespace(positions=np.zeros((S + 1, 2)), has_target=True, first=first,
-                               flux={"psf": flux, "ap": flux})
+    varying = np.zeros(S + 1, bool) if varying is None else varying
+    measures = SimpleNamespace(first=first, flux={"psf": flux, "ap": flux}, varying=varying | (first == first[S]))
     looks = [SimpleNamespace(numbers={"scale": 1.0, "scale_err": 1e-4}, flags=0) for _ in delta]
     error, flags = np.full(S + 1, SIGMA), np.zeros(S + 1, np.int32)
     epochs = []
@@ -44,6 +44,8 @@ def test_a_scale_that_is_off_is_flagged_though_the_errors_have_it_too():
     assert looks[3].numbers["epsilon"] == pytest.approx(0.02, abs=4 * looks[3].numbers["epsilon_err"])
     assert looks[3].numbers["epsilon_err"] < 0.002  # the noise: 0.2 % over the root of 12
     assert looks[3].numbers["model_error"] > 0.015
+    assert looks[3].numbers["scale_err"] == pytest.approx(0.02, abs=4 * looks[3].numbers["epsilon_err"])
+    assert np.median([look.numbers["scale_err"] for look in looks]) == 1e-4  # within 2 sigma: nothing is added
     assert (epochs[3].fluxes["psf"].flux_err > 0.014 * FLUX).all()
     assert max(look.numbers["model_error"] for i, look in enumerate(looks) if i != 3) < 0.002
 
@@ -69,6 +71,20 @@ def test_a_star_without_a_flux_on_the_reference_keeps_the_error_of_its_differenc
         psf = epoch.fluxes["psf"]
         assert SIGMA <= psf.flux_diff_err[5] < 2 * SIGMA
         assert np.isnan(psf.flux[5])
+
+
+def test_what_is_known_to_vary_says_nothing_about_scale_and_model():
+    """Two thirds of the bright stars vary by a tenth: neither the others' errors nor the scale follow them."""
+    delta, varying = noise(), np.arange(S + 1) % 3 != 0
+    plain = judged(delta, varying=varying)
+    delta[:, varying] += 0.1 * FLUX[varying] * np.sin(np.arange(E))[:, None]
+    looks, epochs = judged(delta, varying=varying)
+    for name in ("epsilon", "epsilon_err", "model_error"):
+        assert_array_equal([look.numbers[name] for look in looks], [look.numbers[name] for look in plain[0]])
+    error = np.array([epoch.fluxes["psf"].flux_diff_err for epoch in epochs])
+    assert error.max() < 1.5 * SIGMA  # 10 000 ADU, 50 sigma, with the variation in it
+    unknown = judged(delta)[1]
+    assert np.median([epoch.fluxes["psf"].flux_diff_err for epoch in unknown]) > 5 * SIGMA
 
 
 def test_no_epoch_at_all():

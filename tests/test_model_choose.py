@@ -8,7 +8,14 @@ from scipy.signal import fftconvolve
 
 from gpudia import ReferencePlan
 from gpudia.errors import InputError
-from gpudia.model import automatic_kernel_size, choose_degree, choose_support, evaluate_terms, kernel_support
+from gpudia.model import (
+    automatic_kernel_size,
+    choose_degree,
+    choose_support,
+    evaluate_terms,
+    kernel_support,
+    missing_wings,
+)
 
 SIDE, SIGMA = 120, 3.0
 
@@ -127,3 +134,21 @@ def test_automatic_kernel_size_follows_the_seeing():
     assert automatic_kernel_size([30.0], 3.0, 500) == 31
     assert automatic_kernel_size([math.nan], 3.0, 250) == 17
     assert automatic_kernel_size([30.0], 3.0, 60) == 15
+
+
+def test_missing_wings_are_a_quarter_of_the_light_outside():
+    """Against the profile summed in rings: Moffats of beta 3.5, outside of 10.5 px."""
+    r = np.linspace(10.5, 3000, 300000)
+
+    def outside(fwhm):
+        a = fwhm / (2 * math.sqrt(2 ** (1 / 3.5) - 1))
+        return 2.5 / (math.pi * a**2) * np.trapezoid(2 * math.pi * r * (1 + (r / a) ** 2) ** -3.5, r)
+
+    assert missing_wings(6.0, 4.0, 21) == pytest.approx(0.25 * (outside(6.0) - outside(4.0)), rel=1e-3)
+    assert missing_wings(4.0, 6.0, 21) == missing_wings(6.0, 4.0, 21)
+
+
+def test_missing_wings_are_none_where_seeing_is_the_same_or_unknown_and_fewer_in_larger_kernels():
+    assert missing_wings(4.0, 4.0, 11) == 0.0
+    assert missing_wings(math.nan, 4.0, 11) == missing_wings(4.0, math.nan, 11) == 0.0
+    assert missing_wings(6.0, 3.0, 31) < missing_wings(6.0, 3.0, 21) < missing_wings(6.0, 3.0, 11)

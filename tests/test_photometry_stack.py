@@ -130,7 +130,7 @@ def test_leverage_of_an_estimated_covariance_is_that_of_the_exact_one():
     rough = shared.measured(shared.noises(correction=None))
     for name, found in shared.measured().items():
         one = exact.measured()[name].error[:, bright]
-        assert_allclose(found.error[:, bright], one, rtol=4e-3)  # the others of high leverage stay as estimated
+        assert_allclose(found.error[:, bright], one, rtol=4e-3)
         assert np.abs(rough[name].error[:, bright] / one - 1).max() > 0.02
 
 
@@ -213,6 +213,28 @@ def test_masked_clipped_and_cut_stars_say_so(constant):
         assert np.isnan(one.flux[:, -3:]).all()
         others = np.delete(np.arange(len(constant.positions)), 3)
         assert np.isfinite(one.flux[:, others]).all()
+
+
+def test_a_star_beyond_the_edge_of_an_image_is_that_whatever_the_others_show(constant):
+    """Its central pixel has no difference: nothing but ``outside`` is said of it, alone or in a stack."""
+    stack, noises = constant.stack, constant.noises()[:2]
+    flags = stack.flags[:2].copy()
+    x = int(np.rint(constant.positions[3, 0]))
+    flags[0, :, :x + 1] |= PIXEL_FLAGS.border
+    planes = stack.difference[:2], stack.variance[:2], flags
+    both = forced_photometry(*planes, constant.positions, PSF, noises, radius=4.0, stamp_size=15)
+    for i in (0, 1):
+        alone = forced_photometry(*(plane[i:i + 1] for plane in planes), constant.positions, PSF, noises[i:i + 1],
+                                  radius=4.0, stamp_size=15)
+        for name, found in alone.items():
+            for a, b in zip(found, both[name], strict=True):
+                assert_array_equal(a[0], b[i])
+    for one in both.values():
+        assert (one.flags[0, 3], one.n_masked[0, 3]) == (SOURCE_FLAGS.outside, 15 * 15)
+        assert np.isnan([one.flux[0, 3], one.error[0, 3]]).all()
+        assert np.isfinite(one.flux[1, 3])
+        beside = constant.positions[:, 0] > x + 8
+        assert np.isfinite(one.flux[0, beside]).all()
 
 
 def test_without_light_at_the_star_there_is_no_flux(constant):

@@ -1,6 +1,6 @@
 """The numbers: arrays in, arrays out, on whichever backend they live. No FITS, no WCS, no transfers."""
 
-from gpudia.model.choose import DegreeChoice, automatic_kernel_size, choose_degree, choose_support
+from gpudia.model.choose import DegreeChoice, automatic_kernel_size, choose_degree, choose_support, missing_wings
 from gpudia.model.coadd import Coadd, Coadded
 from gpudia.model.correction import CovarianceCorrection
 from gpudia.model.plan import ReferencePlan
@@ -30,6 +30,7 @@ __all__ = [
     "evaluate_terms",
     "exponents",
     "kernel_support",
+    "missing_wings",
     "resample",
     "score_image",
     "subtract",

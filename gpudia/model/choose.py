@@ -16,7 +16,13 @@ from gpudia.model.normal import normal_equations
 from gpudia.model.plan import ReferencePlan
 from gpudia.model.stack import DifferenceStack
 
-__all__ = ["DegreeChoice", "automatic_kernel_size", "choose_degree", "choose_support"]
+__all__ = ["DegreeChoice", "automatic_kernel_size", "choose_degree", "choose_support", "missing_wings"]
+
+#: Exponent of a Moffat profile as seeing makes it, half of its FWHM over its scale length, share of the light outside
+#: of the kernel that is missing in the scale.
+_BETA = 3.5
+_TO_LENGTH = math.sqrt(2 ** (1 / _BETA) - 1)
+_MISSING = 0.25
 
 
 def automatic_kernel_size(fwhm: Sequence[float], reference_fwhm: float, side: int) -> int:
@@ -47,6 +53,30 @@ def automatic_kernel_size(fwhm: Sequence[float], reference_fwhm: float, side: in
         radius = min(max(math.ceil(1.6 * largest) + 5, 4), 15)
     radius = min(radius, (side // 4 - 1) // 2)
     return 2 * max(radius, 1) + 1
+
+
+def missing_wings(fwhm: float, reference_fwhm: float, kernel_size: int) -> float:
+    r"""Relative error of a photometric scale from the wings that the kernel cannot reach.
+
+    The light of a star outside the radius r = K / 2, in the image less in the reference, for Moffat profiles of beta =
+    3.5 (:math:`(1 + (r / a)^2)^{1 - \beta}`, a the scale length). The fit makes up for most of it at the kernel's rim:
+    a quarter was missing in three simulated series of 40 epochs, seeing 3 to 6 px (slopes of the scale's error against
+    this light: -0.29, -0.18, -0.32). Fluxes do not have this error: they are of the same part of the profile.
+
+    Parameters
+    ----------
+    fwhm, reference_fwhm : float
+        Of image and reference, pixels of the reference.
+    kernel_size : int
+
+    Returns
+    -------
+    float
+        0 where a width is not known.
+    """
+    outside = [(1 + (kernel_size * _TO_LENGTH / width) ** 2) ** (1 - _BETA) for width in (fwhm, reference_fwhm)
+               if math.isfinite(width) and width > 0]
+    return _MISSING * abs(outside[0] - outside[1]) if len(outside) == 2 else 0.0
 
 
 @dataclass(frozen=True)

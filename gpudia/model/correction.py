@@ -59,7 +59,8 @@ class CovarianceCorrection:
         self._typical = typical.reshape(-1)[self._bright]
         power = tiling.join(power_under_kernel(design.reference, tiling, design.support), 0.0)
         power.reshape(-1)[self._bright] = 0.0
-        self._rest, self._total = power, (power * typical).sum()
+        total = (power * typical).sum()
+        self._rest, self._total = power, xp.where(total > 0, total, 1.0)  # 0 where all pixels are bright
         places = to_host(self._bright)
         self._windows = self._under_kernel(places)
         y, x = np.divmod(places, tiling.shape[1])
@@ -89,7 +90,7 @@ class CovarianceCorrection:
         Returns
         -------
         array (D, n)
-            N^-1 g with N of the fit's last pass.
+            N^-1 g with N of the fit's last pass; C g where that cannot be said.
         """
         xp, given = self._design.xp, self._plan.given
         weights = self._weights(stack, image)
@@ -98,14 +99,13 @@ class CovarianceCorrection:
         size = xp.sqrt(xp.where(q > 0, q, 1.0))
         x = x / size[:, None]  # the diagonal of X^T N X is then about as large for all
         light = self._model(given.in_fit_units(x).astype(xp.float32))
-        scale = xp.where(self._total > 0, (self._rest * weights).sum() / self._total, 0.0)
+        scale = (self._rest * weights).sum() / self._total
         excess = (weights.reshape(-1)[self._bright] - scale * self._typical).astype(xp.float32)
         inner = x @ rows.T  # X^T g, a column a star
-        scale_of_shared = scale / self._plan.information
-        gram = scale_of_shared * inner / size + (light * excess) @ light.T
+        gram = scale / self._plan.information * inner / size + (light * excess) @ light.T
         gram = gram + _RIDGE * xp.diagonal(gram).mean() * xp.eye(len(rows))
         inverse, ok = self._plan.backend.inverse_spd(gram[None])
-        return xp.where(ok[0], (inverse[0] @ inner).T, size[:, None] / scale_of_shared * xp.eye(len(rows))) @ x
+        return (inverse[0] @ inner).T @ x if scalar(ok[0]) else rows @ stack.covariance[image]
 
     def _weights(self, stack: DifferenceStack, image: int) -> Any:
         """Inverse variances in the units of the fit, (H, W); 0 where a pixel took no part in it."""

@@ -12,6 +12,7 @@ from gpudia.photometry.lightcurves import LightCurves, read_lightcurves, table_h
 from gpudia.photometry.linear import EpochNoise, linear_flux_variance
 from gpudia.photometry.model_error import model_error
 from gpudia.photometry.neighbours import close_pairs, overlaps, separate
+from gpudia.photometry.plain_variables import plainly_varying
 from gpudia.photometry.psf import epoch_psf
 from gpudia.photometry.psf_model import Psf, moffat_psf
 from gpudia.photometry.scale import ConstantStarScale, constant_star_epsilon
@@ -71,6 +72,7 @@ __all__ = [
     "model_error",
     "moffat_psf",
     "overlaps",
+    "plainly_varying",
     "psf_photometry",
     "read_lightcurves",
     "separate",

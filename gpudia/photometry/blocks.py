@@ -164,6 +164,8 @@ class Block:
                  for name, one in measures.items()}
         if exact and noise.correction is not None and noise.covariance is not None:
             parts = _corrected(self.xp, parts, noise.correction)
+        else:
+            parts = {name: part.with_covariance(noise.covariance) for name, part in parts.items()}
         lever = _Leverage(self.xp, noise, measures, parts)
         found = {name: self._flux(one, lever, name, usable, limits[name]) for name, one in measures.items()}
         return found, lever.of_psf
@@ -240,8 +242,7 @@ def _corrected(xp: Any, parts: dict[str, LinearVariance], correction: Any) -> di
     """Parts of the variance with a better covariance; the rows of all measures help one another."""
     rows = [part.rows.astype(xp.float64) for part in parts.values()]
     found = correction(xp.concatenate(rows)).reshape(len(rows), *rows[0].shape)
-    return {name: part._replace(fit=inner(part.rows, directions), directions=directions)
-            for (name, part), directions in zip(parts.items(), found, strict=True)}
+    return {name: part.along(directions) for (name, part), directions in zip(parts.items(), found, strict=True)}
 
 
 class _Leverage:

@@ -11,7 +11,7 @@ import numpy as np
 from gpudia.errors import FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import sharp_residuals
-from gpudia.model import DifferenceStack
+from gpudia.model import DifferenceStack, missing_wings
 from gpudia.model.planes import grow
 from gpudia.pipeline.candidates import Detections, detect_epoch
 from gpudia.pipeline.looks import Look, frame_errors
@@ -126,14 +126,15 @@ def _note_numbers(look: Look, stack: DifferenceStack, i: int, bits: Any, referen
     registration = look.registration
     if registration.uncertainty(reference.region) > config.max_registration_error:
         look.flags |= FRAME_FLAGS.poor_registration
+    wings = missing_wings(look.fwhm, reference.look.fwhm, reference.kernel_size)
     dx, dy = registration.apply(reference.region.centre) - np.array(reference.region.centre)
     look.numbers = {
         "shift_x": float(dx), "shift_y": float(dy), "registration_rms": registration.rms,
         "registration_max": registration.max_residual, "registration_kind": registration.kind,
         "registration_error": registration.uncertainty(reference.region),
         "n_matched": registration.n_matched, "route": registration.route, "scale": float(stack.scale[i]),
-        "scale_err": float(stack.scale_error[i]), "chi2": chi2, "correlation": correlation,
-        **_kernel_shape(stack.kernel[i]), "noise_gain": float(stack.noise_gain[i]),
+        "scale_err": math.hypot(float(stack.scale_error[i]), wings * float(stack.scale[i])), "chi2": chi2,
+        "correlation": correlation, **_kernel_shape(stack.kernel[i]), "noise_gain": float(stack.noise_gain[i]),
         "n_masked": int(((bits & (255 - PIXEL_FLAGS.clipped)) != 0).sum()), "n_clipped": int(stack.n_clipped[i]),
         "n_pixels": int(stack.n_pixels[i]), "iterations": int(stack.iterations[i]),
         "epsilon": math.nan, "epsilon_err": math.nan,

@@ -33,7 +33,14 @@ from gpudia.pipeline.outputs import RunResult, write_results
 from gpudia.pipeline.positions import check_positions
 from gpudia.pipeline.prepare import PreparedBatch, images_at_once, in_batches, place_batch, prepare
 from gpudia.pipeline.progress import Progress, Watch
-from gpudia.pipeline.reference import RunReference, make_reference, provisional, settle_model, trial_looks
+from gpudia.pipeline.reference import (
+    RunReference,
+    also_varying,
+    make_reference,
+    provisional,
+    settle_model,
+    trial_looks,
+)
 from gpudia.pipeline.registering import check_all, choose_reference
 from gpudia.pipeline.sifting import drop_odd, note_barycentric, note_untimed, select_frames
 from gpudia.pipeline.stacking import stack_reference
@@ -51,6 +58,7 @@ from gpudia.pipeline.tasks import (
     do_look,
     do_registrations,
 )
+from gpudia.pipeline.varying import find_varying
 from gpudia.pipeline.warned import Repeats, repeats_folded, warnings_logged
 
 __all__ = ["run"]
@@ -265,6 +273,7 @@ def _make_setup(job: _Job, looks: Sequence[Look], best: Look) -> Setup:
     config, store = _bare(job.config), job.looks.store()
     with warnings_logged(best.path):
         reference = make_reference(best, store.whole(best), looks, provisional(config))
+    reference = also_varying(reference, find_varying(reference, looks, config, store, job.backend))
     if config.reference == "stack":
         reference = stack_reference(reference, looks, config, store, job.backend)
     reference = settle_model(reference, config, _trial(job, trial_looks(looks, reference, config), reference))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from gpudia.backend import backend_of, to_device, to_host
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
@@ -39,7 +40,8 @@ from gpudia.photometry.psf import to_size
 from gpudia.photometry.stamps import StampsOn
 from gpudia.pipeline.reference import RunReference
 
-__all__ = ["EpochFluxes", "Measures", "measure_batch", "prepare_measures", "recommended", "separated"]
+__all__ = ["EpochFluxes", "Measures", "measure_batch", "prepare_measures", "recommended", "separated",
+           "side_of_stamps", "widest_seeing"]
 
 log = logging.getLogger("gpudia.pipeline")
 
@@ -60,7 +62,8 @@ class Measures:
     Positions (S, 2) are those of the reference's stars in the cutout, with the target (if any) as the last row. Fluxes
     of the reference are total fluxes without the neighbours' light, ADU, by method. `stamp_size` is the side of the
     stars' stamps in the worst seeing, `pairs` (P, 2) are rows of stars whose images overlap; `first` (S,) is the first
-    row at each one's place.
+    row at each one's place; `varying` (S,) are the rows that say nothing about the model: what is kept out of the fit,
+    as it varies or may vary.
     """
 
     positions: Float
@@ -77,6 +80,7 @@ class Measures:
     background_degree: int
     pairs: NDArray[np.int64]
     first: NDArray[np.int64]
+    varying: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -121,11 +125,19 @@ def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radiu
     pairs = pairs[(first[pairs] == pairs).all(axis=1)]
     inside, fitted = found.aperture, found.psf
     return Measures(
-        positions, reference.target is not None, radius, _stamp_size(_widest(known), radius), psf,
+        positions, reference.target is not None, radius, side_of_stamps(widest_seeing(known), radius), psf,
         {"ap": inside.flux, "psf": fitted.flux}, {"ap": inside.error, "psf": fitted.error},
         {"ap": inside.flags, "psf": fitted.flags},
         np.where(cutout.mask != 0, np.nan, cutout.data).astype(float), cutout.variance.astype(float), cutout.shape,
-        background_degree, pairs, first)
+        background_degree, pairs, first, _at_places(positions, first, reference.varying, place))
+
+
+def _at_places(positions: Float, first: NDArray[np.int64], places: Float, reach: float) -> NDArray[np.bool_]:
+    """Rows within reach of some places, with all rows that are the same star as one of these."""
+    if not len(positions) or not len(places):
+        return np.zeros(len(positions), bool)
+    near = np.concatenate(cKDTree(positions).query_ball_point(places, reach)).astype(int)
+    return np.isin(first, first[near])
 
 
 def recommended(measures: Measures, epochs: Sequence[EpochFluxes]) -> str:
@@ -153,12 +165,12 @@ def recommended(measures: Measures, epochs: Sequence[EpochFluxes]) -> str:
     return "ap" if 4 * sum(disagree) > len(disagree) else "psf"
 
 
-def _widest(fwhms: list[float]) -> float:
+def widest_seeing(fwhms: list[float]) -> float:
     """The worst seeing, but not that of a frame out of focus."""
     return min(max(fwhms), 1.5 * float(np.median(fwhms)))
 
 
-def _stamp_size(fwhm: float, radius: float, most: int | None = None) -> int:
+def side_of_stamps(fwhm: float, radius: float, most: int | None = None) -> int:
     """Side of the stamps: two FWHM on each side of a star, and the aperture; in steps of 4 px, `most` at most."""
     if not math.isfinite(fwhm) and most is not None:
         return most
@@ -198,15 +210,18 @@ def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStac
         return {}
     reference = tuple(to_device(plane, plan.backend) for plane in (measures.reference_variance, measures.reference))
     noises = {i: _noise(measures, reference, plan, stack, i, noise_ratio, shares.get(i, 0.0)) for i in scales}
-    sizes = {i: _stamp_size(fwhms[i], measures.radius, measures.stamp_size) for i in scales}
+    sizes = {i: side_of_stamps(fwhms[i], measures.radius, measures.stamp_size) for i in scales}
     forced = _forced(measures, stack, bits, noises, sizes)
     # what a frame adds to the reference is in a total flux twice, as F_ref and as -F_ref: not less noise
     members = {i: replace(noise, shared=0.0) for i, noise in noises.items() if noise.shared}
     alone = _forced(measures, stack, bits, members, sizes)
-    return {i: _epoch(measures, forced[i], alone.get(i), scale, float(to_host(stack.scale_error_image[i])),
+
+    def epoch(i: int) -> EpochFluxes:
+        return _epoch(measures, forced[i], alone.get(i), scales[i], float(to_host(stack.scale_error_image[i])),
                       _target_stamp(measures, stack, i, bits[i]) if measures.has_target else None,
                       _overlaps(measures, stack, i, bits[i], sizes[i]))
-            for i, scale in scales.items()}
+
+    return dict(zip(scales, plan.backend.run_all(epoch, scales), strict=True))
 
 
 def _overlaps(measures: Measures, stack: DifferenceStack, i: int, bits: Bits, size: int) -> Float:

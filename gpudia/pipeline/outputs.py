@@ -50,8 +50,17 @@ log = logging.getLogger("gpudia.pipeline")
 _NUMBERS = ("shift_x", "shift_y", "registration_rms", "registration_max", "registration_error", "n_matched", "route",
             "registration_kind", "scale", "scale_err", "epsilon", "epsilon_err", "model_error", "chi2", "correlation",
             "noise_gain", "kernel_x", "kernel_y", "kernel_fwhm", "n_masked", "n_clipped", "n_pixels", "iterations")
+_ABOUT = {
+    "scale": "photometric scale, image over reference, at the centre",
+    "scale_err": "1 sigma of scale: noise of image and reference in the fit, wings that the kernel cannot reach, and "
+                 "what epsilon shows beyond 2 sigma; scale_err of light curves has the noise of the image alone",
+    "epsilon": "relative error of scale that the constant stars show",
+    "model_error": "what the model leaves at bright constant stars beyond the noise, as a share of their flux",
+}
 #: Flags of a frame that speak against its fluxes.
 DOUBTS = ("bad_chi2", "not_white", "scale_mismatch", "poor_registration", "noise_mismatch", "deconvolving")
+#: Sigma up to which a scale error that the stars show is chance.
+_CHANCE = 2.0
 _WHOLE = ("n_matched", "n_masked", "n_clipped", "n_pixels", "iterations")
 
 
@@ -244,17 +253,21 @@ def _judged(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measu
             limit: float) -> list[EpochFluxes]:
     """Check the scales, then add the model's error: it has what the scales are off by in it, and would hide that."""
     _check_scales(done, fluxes, measures, best, limit)
-    return _with_model_error(done, fluxes, len(measures.positions) - measures.has_target, best)
+    return _with_model_error(done, fluxes, ~measures.varying, best)
 
 
-def _with_model_error(done: Sequence[Look], fluxes: Sequence[EpochFluxes], n_stars: int,
+def _with_model_error(done: Sequence[Look], fluxes: Sequence[EpochFluxes], constant: np.ndarray,
                       best: str) -> list[EpochFluxes]:
-    """Add to the errors what the model leaves at bright stars beyond the noise, by epoch; note that of `best`."""
+    """Add to the errors what the model leaves at bright stars beyond the noise, by epoch; note that of `best`.
+
+    What is known to vary is not looked at: of 150 variables put into a sparse field medians took the variation for the
+    model's error.
+    """
     shares = {}
     for method in fluxes[0].fluxes if fluxes else ():
-        delta, error, total, _ = (_stacked(fluxes, method, name, n_stars) for name in CombinedFluxes._fields)
-        flags = np.array([epoch.flags[method][:n_stars] for epoch in fluxes])
-        shares[method] = model_error(delta, error, total, flags == 0)
+        delta, error, total, _ = (_stacked(fluxes, method, name, len(constant)) for name in CombinedFluxes._fields)
+        flags = np.array([epoch.flags[method] for epoch in fluxes])
+        shares[method] = model_error(delta, error, total, (flags == 0) & constant)
     result = []
     for i, (look, epoch) in enumerate(zip(done, fluxes, strict=True)):
         look.numbers["model_error"] = float(shares[best][i])
@@ -270,10 +283,12 @@ def _with_model_error(done: Sequence[Look], fluxes: Sequence[EpochFluxes], n_sta
 
 def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures, method: str,
                   limit: float) -> None:
-    """Measure each epoch's scale error from the stars, one entry of each and not the target; flag what is beyond it."""
-    each = measures.first == np.arange(len(measures.first))
-    if measures.has_target:
-        each &= measures.first != measures.first[-1]
+    """Measure each epoch's scale error from the stars, one entry of each, not what varies; flag what is beyond it.
+
+    What the stars show beyond 2 sigma is an error of the scale that the fit does not know of: it goes into the stated
+    one. (It is not put right: epsilon of the stars is one number, the error may be another at the target.)
+    """
+    each = (measures.first == np.arange(len(measures.first))) & ~measures.varying
     for look, epoch in zip(done, fluxes, strict=True):
         best = epoch.fluxes[method]
         found = constant_star_epsilon(best.flux_diff, best.flux_diff_err, measures.flux[method],
@@ -282,6 +297,8 @@ def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures:
         total = math.hypot(float(found.error), look.numbers["scale_err"] / look.numbers["scale"])
         if abs(found.epsilon) > max(3 * total, limit):
             look.flags |= FRAME_FLAGS.scale_mismatch
+        beyond = max(0.0, float(found.epsilon) ** 2 - (_CHANCE * float(found.error)) ** 2)  # NaN is none
+        look.numbers["scale_err"] = math.hypot(look.numbers["scale_err"], look.numbers["scale"] * math.sqrt(beyond))
 
 
 def epoch_table(looks: Sequence[Look]) -> Table:
@@ -296,6 +313,8 @@ def epoch_table(looks: Sequence[Look]) -> Table:
     table["seconds"] = [round(look.seconds, 3) for look in looks]
     table["status"].description = "ok, failed, or skipped (not selected)"
     table["flags"].description = "bits of gpudia.flags.FRAME_FLAGS"
+    for name, about in _ABOUT.items():
+        table[name].description = about
     for name, unit in (("shift_x", "pix"), ("shift_y", "pix"), ("registration_rms", "pix"), ("registration_max", "pix"),
                        ("registration_error", "pix"), ("kernel_x", "pix"), ("kernel_y", "pix"), ("kernel_fwhm", "pix"),
                        ("seconds", "s")):

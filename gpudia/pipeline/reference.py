@@ -24,8 +24,8 @@ from gpudia.pipeline.positions import with_positions
 from gpudia.pipeline.prepare import PreparedBatch
 from gpudia.pipeline.stages import stage
 
-__all__ = ["RunReference", "carried_model", "make_reference", "provisional", "reference_of", "settle_model",
-           "trial_looks"]
+__all__ = ["RunReference", "also_varying", "carried_model", "make_reference", "provisional", "reference_of",
+           "settle_model", "trial_looks"]
 
 log = logging.getLogger("gpudia.pipeline")
 
@@ -54,7 +54,10 @@ class RunReference:
     weights : dict of str to float
         Weights of the frames in a stack, by name, of sum 1; empty where the reference is one frame.
     varying : (N, 2)
-        What is kept out of the kernel fit: the target and the positions that were given, in the cutout.
+        What is kept out of the kernel fit: the target, the positions that were given, and bright stars that were found
+        to vary, in the cutout.
+    reach : float
+        Radius around these that is kept out, pixels.
     """
 
     look: Look
@@ -68,6 +71,7 @@ class RunReference:
     support: Any
     weights: dict[str, float] = field(default_factory=dict)
     varying: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
+    reach: float = 6.0
 
     def is_made_of(self, look: Look) -> bool:
         """Whether the reference is this one frame."""
@@ -87,8 +91,9 @@ _STARS_PER_TERM = 30
 _BRIGHT = 50.0
 #: Highest degree tried by itself.
 _MOST_DEGREE = 2
-#: Radius around the target and around given positions that is kept out of the kernel fit, in units of the FWHM.
-_TARGET = 2.0
+#: Radius around what varies that is kept out of the kernel fit, in units of the widest FWHM: 2 % of a star's light lie
+#: further out. Where that takes more than a quarter of the pixels, in units of the reference's.
+_TARGET, _MOST_OUT = 2.0, 0.25
 
 
 def _most_degrees(look: Look, region: Region) -> int:
@@ -185,8 +190,7 @@ def _plan_of(reference: RunReference, config: RunConfig, support: Any) -> Refere
 def _make_plan(reference: RunReference, backend: Backend) -> ReferencePlan:
     cutout, config = reference.cutout, reference.config
     shape, degree = (cutout.data.shape[0], cutout.data.shape[1]), int(config.spatial_degree)
-    fwhm = math.nan if reference.look.quality is None else reference.look.quality.fwhm
-    varying = _discs(reference.varying, shape, _TARGET * fwhm) if len(reference.varying) else None
+    varying = _discs(reference.varying, shape, reference.reach) if len(reference.varying) else None
     return ReferencePlan(
         to_device(cutout.data, backend), reference.kernel_size, error=to_device(np.sqrt(cutout.variance), backend),
         mask=to_device(cutout.mask != 0, backend),
@@ -231,14 +235,30 @@ def reference_of(look: Look, cutout: Frame, region: Region, looks: Sequence[Look
     stars = with_positions(found, config.positions, look.wcs, region)
     target, note = _target(config, look, region, stars, fwhm)
     given = stars[len(found):]
-    varying = [*zip(given["x_cutout"], given["y_cutout"], strict=True), *([] if target is None else [target])]
-    return RunReference(look, cutout, region, stars, target, note, size, config, config.kernel_support,
-                        varying=np.array(varying, dtype=float).reshape(-1, 2))
+    places = [*zip(given["x_cutout"], given["y_cutout"], strict=True), *([] if target is None else [target])]
+    varying = np.array(places, dtype=float).reshape(-1, 2)
+    return RunReference(look, cutout, region, stars, target, note, size, config, config.kernel_support, varying=varying,
+                        reach=_reach(varying, cutout.shape, fwhm, widths))
+
+
+def also_varying(reference: RunReference, places: np.ndarray) -> RunReference:
+    """Return the reference with further places (N, 2) that are kept out of the fit, but for those that are already."""
+    if len(reference.varying) and len(places):
+        places = places[cKDTree(reference.varying).query(places)[0] > 1]
+    return replace(reference, varying=np.vstack([reference.varying, places])) if len(places) else reference
+
+
+def _reach(varying: np.ndarray, shape: tuple[int, int], fwhm: float, widths: Sequence[float]) -> float:
+    """Radius of what is kept out around each of `varying`; of the seeing of most frames, not of one out of focus."""
+    fwhm = fwhm if math.isfinite(fwhm) else 3.0
+    widest = max(min(max(widths), 1.5 * float(np.median(widths))), fwhm) if widths else fwhm
+    share = np.pi * (_TARGET * widest) ** 2 * len(varying) / math.prod(shape)
+    return _TARGET * (widest if share <= _MOST_OUT else fwhm)
 
 
 def _discs(centres: np.ndarray, shape: tuple[int, int], radius: float) -> np.ndarray:
     """Pixels within `radius` of places (x, y): what varies there would pull the kernel and the sky with it."""
-    radius, mask = radius if math.isfinite(radius) else 6.0, np.zeros(shape, bool)
+    mask = np.zeros(shape, bool)
     for x, y in centres:
         rows, columns = (slice(max(math.floor(c - radius), 0), max(math.ceil(c + radius) + 1, 0)) for c in (y, x))
         inside = mask[rows, columns]

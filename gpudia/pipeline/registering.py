@@ -23,6 +23,11 @@ log = logging.getLogger("gpudia.pipeline")
 
 #: FWHM of a reference over that of the sharpest frame, at most.
 _BLUNTEST = 1.15
+#: Frames whose stars are matched to compare their transparency: a matching takes as long as a registration.
+_MATCHED = 64
+#: Places among the brightest stars whose fluxes say roughly how transparent the sky was: the very first may vary, or be
+#: saturated.
+_BRIGHT = slice(5, 30)
 
 
 def choose_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore) -> Look:
@@ -47,6 +52,9 @@ def choose_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore
 def rank_looks(looks: Sequence[Look], config: RunConfig) -> list[Look]:
     """Sharp frames, the best reference first; see `choose_reference`.
 
+    Of more than 64, stars are matched on those that come first by the fluxes of their brightest stars, whichever these
+    are; the others follow in that order.
+
     Raises
     ------
     FrameError
@@ -61,9 +69,15 @@ def rank_looks(looks: Sequence[Look], config: RunConfig) -> list[Look]:
                          "for whole frames, or check the coordinates and the WCS")
     qualities = [look.quality for look in usable]
     best = usable[int(rank_references(qualities, [look.usable_share**2 for look in usable])[0])]
-    ratios = [_flux_ratio(best, look, config) for look in usable]
-    worth = [ratio * look.usable_share**2 for ratio, look in zip(ratios, usable, strict=True)]
-    return [usable[int(i)] for i in rank_references(qualities, worth)]
+    if len(usable) > _MATCHED:
+        usable = _ranked(usable, [_rough_flux_ratio(best, look) for look in usable])
+    first, rest = usable[:_MATCHED], usable[_MATCHED:]
+    return _ranked(first, [_flux_ratio(best, look, config) for look in first]) + rest
+
+
+def _ranked(looks: Sequence[Look], flux_ratios: Sequence[float]) -> list[Look]:
+    worth = [ratio * look.usable_share**2 for ratio, look in zip(flux_ratios, looks, strict=True)]
+    return [looks[int(i)] for i in rank_references([look.quality for look in looks if look.quality], worth)]
 
 
 def _of_one_grid(looks: list[Look]) -> list[Look]:
@@ -97,6 +111,14 @@ def _named_reference(looks: Sequence[Look], config: RunConfig, store: FrameStore
     if look.reason and not look.skipped:  # one that was not selected can serve, when it is named
         raise ConfigError(f"reference must be a usable frame, got {path}: {look.reason}")
     return look
+
+
+def _rough_flux_ratio(one: Look, other: Look) -> float:
+    """Median ratio of the fluxes of the brightest stars, place by place; 1 where there are few."""
+    fluxes = [-np.sort(-np.asarray(look.stars["flux"])[np.asarray(look.stars["flags"]) == 0])[_BRIGHT]
+              for look in (one, other)]
+    n = min(map(len, fluxes))
+    return float(np.median(fluxes[1][:n] / fluxes[0][:n])) if n else 1.0
 
 
 def _flux_ratio(one: Look, other: Look, config: RunConfig) -> float:

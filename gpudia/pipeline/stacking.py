@@ -18,7 +18,7 @@ from gpudia.images import Frame, detect_stars, flux_noise, frame_quality
 from gpudia.model import Coadd
 from gpudia.pipeline.looks import FrameStore, Look, Seen, frame_errors
 from gpudia.pipeline.prepare import Prepared, images_at_once, in_batches, place_batch, prepare, resampled
-from gpudia.pipeline.reference import RunReference, carried_model, provisional, reference_of
+from gpudia.pipeline.reference import RunReference, also_varying, carried_model, provisional, reference_of
 from gpudia.pipeline.registering import rank_looks
 
 __all__ = ["stack_reference"]
@@ -74,7 +74,7 @@ def stack_reference(best: RunReference, looks: Sequence[Look], config: RunConfig
     model = carried_model(best, config, _DEGREE)
     members = _choose(best, looks, model, store)
     log.info("stack of %d frames: %s", len(members), ", ".join(m.look.name for m in members))
-    current = reference_of(best.look, best.cutout, best.region, looks, model)
+    current = replace(best, config=model)
     for number in range(_ROUNDS):
         found = _round(current, members, model, backend)
         mean = _frame_of(found, best.cutout, members, complete=False)
@@ -176,7 +176,7 @@ def _reference_of(cutout: Frame, best: RunReference, looks: Sequence[Look], conf
     look = replace(best.look, name="stack", seen=Seen(stars, best.look.catalog, best.look.wcs), quality=quality,
                    mjd=cutout.mjd, flags=cutout.flags,
                    numbers={})
-    return reference_of(look, cutout, best.region, looks, config)
+    return also_varying(reference_of(look, cutout, best.region, looks, config), best.varying)
 
 
 def _frame_of(found: _Round, first: Frame, members: Sequence[_Member], complete: bool) -> Frame:
