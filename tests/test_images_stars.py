@@ -372,3 +372,12 @@ def test_peaks_are_those_of_a_maximum_filter(reach):
     expected = np.argwhere(image == ndimage.maximum_filter(image, size=2 * reach + 1))
     np.testing.assert_array_equal(found[_highest(image, found, reach)], expected)
     assert _highest(image, found[:0], reach).shape == (0,)
+
+
+def test_pixels_around_the_edge_are_those_of_a_maximum_filter():
+    from gpudia.images.catalogs import _around
+
+    bits = np.random.default_rng(0).choice([0, 0, 0, 0, 1, 2, 8], (9, 14)).astype(np.uint8)
+    rows, columns = np.indices(bits.shape).reshape(2, -1)
+    expected = ndimage.maximum_filter(bits, size=5).ravel()
+    np.testing.assert_array_equal(_around(bits, rows, columns, 2).max(axis=1), expected)

@@ -19,7 +19,7 @@ from gpudia.images.centroids import Shapes, measure_shapes
 from gpudia.images.cutouts import Region, shifted_wcs
 from gpudia.images.frames import Frame
 
-__all__ = ["FrameQuality", "catalog_of", "detect_stars", "frame_quality"]
+__all__ = ["USED_BY_RUNS", "FrameQuality", "catalog_of", "detect_stars", "frame_quality"]
 
 # Column names by the first pixel's number. FITS tables made by others (BANZAI, SExtractor) count from 1; photutils'
 # tables, those of the layered files included, and our own count from 0.
@@ -31,6 +31,8 @@ _SKY = (("ra", "dec"), ("alpha_j2000", "delta_j2000"), ("raj2000", "dej2000"))
 _FLUX = ("flux", "aperture_sum", "flux_auto", "phot_g_mean_flux")
 _MAGNITUDE_ERRORS = ("mag_err", "magerr", "e_mag")
 _IDS = ("source_id", "gaia_id", "id", "star_id", "name")
+#: Columns, in lower case, without which a run has no use for the catalog of a frame.
+USED_BY_RUNS = (*_IDS, "mag")
 
 #: What `detect_stars` measures over the FWHM of a header.
 _WIDER = 1.12
@@ -133,10 +135,14 @@ def _tops(image: NDArray) -> NDArray[np.bool_]:
 
 def _highest(image: NDArray, pixels: NDArray[np.intp], reach: int) -> NDArray[np.bool_]:
     """Say which of some pixels (N, 2) no other exceeds within a square of this reach."""
+    return image[tuple(pixels.T)] >= _around(image, *pixels.T, reach).max(axis=1)
+
+
+def _around(image: NDArray, rows: NDArray[np.intp], columns: NDArray[np.intp], reach: int) -> NDArray:
+    """Pixels (N, m) of the squares of this reach about N pixels; beyond the edge its pixels are repeated."""
     window = np.arange(-reach, reach + 1)
-    rows, columns = (np.clip(pixels[:, k, None] + window, 0, image.shape[k] - 1) for k in (0, 1))
-    around = image[rows[:, :, None], columns[:, None, :]]
-    return image[tuple(pixels.T)] >= around.max(axis=(1, 2), initial=-np.inf)
+    y, x = (np.clip(at[:, None] + window, 0, size - 1) for at, size in zip((rows, columns), image.shape, strict=True))
+    return image.take((y[:, :, None] * image.shape[1] + x[:, None, :]).reshape(len(rows), window.size**2))
 
 
 def _typical_width(shapes: Shapes, default: float) -> float:
@@ -172,13 +178,11 @@ def _star_flags(frame: Frame, shapes: Shapes, width: float) -> NDArray[np.int32]
     flags = np.zeros(len(shapes.x), np.int32)
     if not len(flags):
         return flags
-    reach = 2 * round(width) + 1
-    saturated = ndimage.maximum_filter(frame.mask & np.uint8(PIXEL_FLAGS.saturated), size=reach)
-    masked = ndimage.maximum_filter(frame.mask & ~np.uint8(PIXEL_FLAGS.saturated), size=reach)
     rows, columns = frame.shape
     at = np.clip(np.rint(shapes.y).astype(int), 0, rows - 1), np.clip(np.rint(shapes.x).astype(int), 0, columns - 1)
-    flags[saturated[at] > 0] |= SOURCE_FLAGS.saturated
-    flags[masked[at] > 0] |= SOURCE_FLAGS.masked_pixels
+    bits = np.bitwise_or.reduce(_around(frame.mask, *at, round(width)), axis=1)
+    flags[(bits & np.uint8(PIXEL_FLAGS.saturated)) > 0] |= SOURCE_FLAGS.saturated
+    flags[(bits & ~np.uint8(PIXEL_FLAGS.saturated)) > 0] |= SOURCE_FLAGS.masked_pixels
     edge = np.minimum.reduce([shapes.x, shapes.y, columns - 1 - shapes.x, rows - 1 - shapes.y])
     flags[edge < width] |= SOURCE_FLAGS.outside
     pairs = KDTree(np.column_stack([shapes.x, shapes.y])).query_pairs(2 * width, output_type="ndarray")
@@ -206,9 +210,10 @@ def frame_quality(frame: Frame, stars: Table) -> FrameQuality:
     good = flags == 0
     if good.sum() < 5:
         good = (flags & SOURCE_FLAGS.saturated) == 0
-    bright = stars[good & np.isfinite(stars["fwhm"])][:200]
-    bright = bright[bright["flux"] > 10 * bright["flux_err"]] if len(bright) else bright
-    fwhm, ellipticity = (float(np.median(bright[c])) if len(bright) else math.nan for c in ("fwhm", "ellipticity"))
+    flux, flux_err, widths, shapes = (np.asarray(stars[c]) for c in ("flux", "flux_err", "fwhm", "ellipticity"))
+    bright = np.flatnonzero(good & np.isfinite(widths))[:200]
+    bright = bright[flux[bright] > 10 * flux_err[bright]]
+    fwhm, ellipticity = (float(np.median(v[bright])) if len(bright) else math.nan for v in (widths, shapes))
     saturated = float(np.mean((frame.mask & PIXEL_FLAGS.saturated) != 0))
     return FrameQuality(fwhm, ellipticity, len(stars), frame.sky, frame.sky_noise, saturated)
 
@@ -238,8 +243,7 @@ def catalog_of(catalog: Frame | Table, wcs: WCS | None = None, first_pixel: int 
         there is no catalog or no position in it.
     """
     if isinstance(catalog, Frame):
-        x0, y0 = catalog.origin
-        wcs = wcs or shifted_wcs(catalog.wcs, Region(-x0, -y0, catalog.shape))
+        wcs = wcs or _full_wcs(catalog)
         catalog = catalog.catalog
     if catalog is None or not len(catalog):
         return None
@@ -268,6 +272,12 @@ def catalog_of(catalog: Frame | Table, wcs: WCS | None = None, first_pixel: int 
         table["mag_err"] = np.nan if error is None else _plain(catalog[error])
     columns = _named_columns(catalog, "iufSU")
     return _with_ids(table, catalog, next((columns[c] for c in _IDS if c in columns), None))
+
+
+def _full_wcs(frame: Frame) -> WCS | None:
+    """World coordinates of the full frame that a frame is a part of."""
+    x0, y0 = frame.origin
+    return frame.wcs if (x0, y0) == (0, 0) else shifted_wcs(frame.wcs, Region(-x0, -y0, frame.shape))
 
 
 def _named_columns(catalog: Table, kinds: str) -> dict[str, str]:

@@ -79,17 +79,19 @@ def measure_shapes(
     stamps, noise, ok = _stamps(peaks, half, image, variance, usable)
     offsets = np.arange(-half, half + 1, dtype=np.float64)
     centre = np.zeros((len(peaks), 2))  # (x, y) relative to the peak
-    moving = np.ones(len(peaks), bool)
+    moving, some = np.arange(len(peaks)), stamps
     for _ in range(steps):
-        sums = _moments(stamps[moving], offsets, centre[moving], sigma)
+        sums = _moments(some, offsets, centre[moving], sigma, 1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            step = 2 * sums[:, 1:3] / sums[:, :1]
+            step = 2 * np.stack([sums[:, 0, 1], sums[:, 1, 0]], axis=1) / sums[:, 0, :1]
         step = np.clip(np.where(np.isfinite(step), step, np.inf), -0.5 * fwhm, 0.5 * fwhm)
         centre[moving] += step
-        moving[np.flatnonzero(moving)] = (np.abs(step) > 1e-4).any(axis=1) & (np.abs(centre[moving]) < fwhm).all(axis=1)
-        if not moving.any():
+        go_on = (np.abs(step) > 1e-4).any(axis=1) & (np.abs(centre[moving]) < fwhm).all(axis=1)
+        moving, some = (moving, some) if go_on.all() else (moving[go_on], some[go_on])
+        if not len(moving):
             break
-    failed = moving | (np.abs(centre) >= fwhm).any(axis=1)
+    failed = (np.abs(centre) >= fwhm).any(axis=1)
+    failed[moving] = True
     return _shapes(peaks, centre, failed, stamps, noise, ok, offsets, sigma)
 
 
@@ -99,9 +101,13 @@ def _stamps(peaks: NDArray, half: int, image: NDArray, variance: NDArray, usable
     rows, columns = peaks[:, :1] + window, peaks[:, 1:] + window
     height, width = image.shape
     on_frame = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    at = np.clip(rows, 0, height - 1)[:, :, None], np.clip(columns, 0, width - 1)[:, None, :]
-    ok = on_frame & usable[at]
-    return np.where(ok, image[at], 0).astype(np.float64), np.where(ok, variance[at], 0).astype(np.float64), ok
+    at = np.clip(rows, 0, height - 1)[:, :, None] * width + np.clip(columns, 0, width - 1)[:, None, :]
+    ok = on_frame & usable.take(at)
+    off = ~ok
+    planes = [plane.take(at).astype(np.float64) for plane in (image, variance)]
+    for plane in planes:
+        plane[off] = 0
+    return planes[0], planes[1], ok
 
 
 def _window(offsets: NDArray, centre: NDArray, sigma: float) -> tuple[NDArray, NDArray]:
@@ -110,13 +116,15 @@ def _window(offsets: NDArray, centre: NDArray, sigma: float) -> tuple[NDArray, N
     return d, np.exp(-0.5 * (d / sigma) ** 2)
 
 
-def _moments(stamps: NDArray, offsets: NDArray, centre: NDArray, sigma: float) -> NDArray[np.float64]:
-    """Sums of w I times 1, dx, dy, dx^2, dx dy, dy^2: shape (N, 6). The window is a product: sums go axis by axis."""
+def _moments(stamps: NDArray, offsets: NDArray, centre: NDArray, sigma: float, degree: int) -> NDArray[np.float64]:
+    """Sums of w I times powers of dy and dx from 0 on, shape (N, degree + 1, degree + 1).
+
+    The window is a product: sums go axis by axis.
+    """
     dx, wx = _window(offsets, centre[:, 0], sigma)
     dy, wy = _window(offsets, centre[:, 1], sigma)
-    along_x = stamps @ np.stack([wx, wx * dx, wx * dx**2], axis=-1)  # (N, m, 3)
-    sums = np.stack([wy, wy * dy, wy * dy**2], axis=1) @ along_x  # (N, 3 powers of y, 3 powers of x)
-    return np.stack([sums[:, 0, 0], sums[:, 0, 1], sums[:, 1, 0], sums[:, 0, 2], sums[:, 1, 1], sums[:, 2, 0]], axis=1)
+    along_x = stamps @ np.stack([wx, wx * dx, wx * dx**2][:degree + 1], axis=-1)
+    return np.stack([wy, wy * dy, wy * dy**2][:degree + 1], axis=1) @ along_x
 
 
 def _shapes(
@@ -125,18 +133,19 @@ def _shapes(
 ) -> Shapes:  # fmt: skip
     centre = np.where(failed[:, None], np.nan, centre)
     safe = np.nan_to_num(centre)
-    total, _, _, xx, xy, yy = _moments(stamps, offsets, safe, sigma).T
+    sums = _moments(stamps, offsets, safe, sigma, 2)
+    total, xx, xy, yy = (sums[:, j, i] for j, i in ((0, 0), (0, 2), (1, 1), (2, 0)))
     # The squared window is a Gaussian narrower by sqrt(2); the errors follow from it [SExtractor's ERRX2_WIN].
-    spread = _moments(noise, offsets, safe, sigma / np.sqrt(2))
+    spread = _moments(noise, offsets, safe, sigma / np.sqrt(2), 2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        x_err, y_err = 2 * np.sqrt(spread[:, 3]) / total, 2 * np.sqrt(spread[:, 5]) / total
+        x_err, y_err = 2 * np.sqrt(spread[:, 0, 2]) / total, 2 * np.sqrt(spread[:, 2, 0]) / total
         fwhm, ellipticity = _freed_from_window(xx / total, xy / total, yy / total, sigma)
-    coverage = _moments(ok.astype(float), offsets, safe, sigma)[:, 0] / (2 * np.pi * sigma**2)
+    coverage = _moments(ok.astype(float), offsets, safe, sigma, 0)[:, 0, 0] / (2 * np.pi * sigma**2)
     middle = slice(len(offsets) // 2 - 1, len(offsets) // 2 + 2)
     peak = np.max(stamps[:, middle, middle], axis=(1, 2), initial=0)
     return Shapes(
         x=peaks[:, 1] + centre[:, 0], y=peaks[:, 0] + centre[:, 1], x_err=np.abs(x_err), y_err=np.abs(y_err),
-        flux=2 * total, flux_err=2 * np.sqrt(spread[:, 0]), peak=peak, fwhm=fwhm, ellipticity=ellipticity,
+        flux=2 * total, flux_err=2 * np.sqrt(spread[:, 0, 0]), peak=peak, fwhm=fwhm, ellipticity=ellipticity,
         coverage=coverage,
     )  # fmt: skip
 

@@ -151,14 +151,18 @@ def cut(frame: Frame, region: Region) -> Frame:
     """
     part = region.inside(frame.shape, frame.path)
     inside, target = part.slices, part.shifted(-region.x0, -region.y0).slices
-    good = frame.mask[inside] == 0
-    level = float(np.median(frame.data[inside][good])) if good.any() else frame.sky
-    data = _placed(frame.data[inside], target, region.shape, level)
-    variance = _placed(frame.variance[inside], target, region.shape, frame.sky_noise**2 or 1.0)
-    mask = _placed(frame.mask[inside], target, region.shape, PIXEL_FLAGS.no_data)
-    outside = 0 if part == region else FRAME_FLAGS.partly_outside
+    planes = {name: getattr(frame, name)[inside] for name in ("data", "variance", "mask")}
+    flags = frame.flags
+    if part == region:
+        planes = {name: plane.copy() for name, plane in planes.items()}
+    else:
+        good = planes["mask"] == 0
+        level = float(np.median(planes["data"][good])) if good.any() else frame.sky
+        fill = {"data": level, "variance": frame.sky_noise**2 or 1.0, "mask": PIXEL_FLAGS.no_data}
+        planes = {name: _placed(plane, target, region.shape, fill[name]) for name, plane in planes.items()}
+        flags |= FRAME_FLAGS.partly_outside
     return replace(
-        frame, data=data, variance=variance, mask=mask, wcs=shifted_wcs(frame.wcs, region), flags=frame.flags | outside,
+        frame, **planes, wcs=shifted_wcs(frame.wcs, region), flags=flags,
         origin=(frame.origin[0] + region.x0, frame.origin[1] + region.y0),
     )  # fmt: skip
 

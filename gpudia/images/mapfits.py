@@ -162,7 +162,7 @@ def consensus(a: NDArray, b: NDArray, tolerance: float = 3.0) -> NDArray[np.bool
         if not len(p):
             continue
         q = w[one] - p * u[one]
-        counts = (np.abs(p[:, None] * u[None, sample] + q[:, None] - w[None, sample]) <= tolerance).sum(axis=1)
+        counts = np.count_nonzero(_squared_misses(p, q, u[sample], w[sample]) <= tolerance**2, axis=1)
         k = int(np.argmax(counts))
         if counts[k] > best:
             best, agree = int(counts[k]), np.abs(p[k] * u + q[k] - w) <= tolerance
@@ -175,6 +175,14 @@ def consensus(a: NDArray, b: NDArray, tolerance: float = 3.0) -> NDArray[np.bool
             break
         agree = again
     return agree
+
+
+def _squared_misses(p: NDArray, q: NDArray, u: NDArray, w: NDArray) -> NDArray[np.float64]:
+    """How far K maps p u + q miss N positions w, squared: shape (K, N). In real numbers, which takes half the time."""
+    terms = np.stack([u.real, u.imag, np.ones(len(u))])
+    x = np.column_stack([p.real, -p.imag, q.real]) @ terms - w.real
+    y = np.column_stack([p.imag, p.real, q.imag]) @ terms - w.imag
+    return x**2 + y**2
 
 
 def _couples(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

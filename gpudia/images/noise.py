@@ -363,7 +363,8 @@ def unexposed(data: NDArray, good: NDArray[np.bool_], sky: float, noise: float) 
         found = np.zeros_like(zero)
     if sky > 10 * noise:
         smooth = ndimage.uniform_filter(data.astype(np.float32), size=5)
-        dark = _touching(_large(smooth < 0.6 * sky, 200))
+        dark = smooth < 0.6 * sky
+        dark = _touching(_large(dark, 200)) if np.count_nonzero(dark) >= 200 else np.zeros_like(dark)
         if dark.any():
             found |= ndimage.binary_dilation(dark, iterations=4)
     return found

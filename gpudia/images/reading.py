@@ -47,7 +47,8 @@ class _Parts:
     catalog: Table | None = None
 
 
-def read_frame(path: str | Path, layout: FrameLayout | None = None, region: Region | None = None) -> Frame:
+def read_frame(path: str | Path, layout: FrameLayout | None = None, region: Region | None = None, *,
+               catalog_with: Iterable[str] = ()) -> Frame:
     """Read one FITS file or a region of it, in any of the layouts that this library knows.
 
     The image is the HDU named as `layout` says (``SCI``), else the first 2-D image; error, mask and catalog are found
@@ -69,6 +70,9 @@ def read_frame(path: str | Path, layout: FrameLayout | None = None, region: Regi
         Names of HDUs and keywords, and values that override the header.
     region : Region, optional
         In full-frame coordinates; it may reach beyond the frame, as in `cut`. Default: the whole frame.
+    catalog_with : iterable of str
+        Read the catalog only if it has one of these columns (in any case): who needs none of them saves a tenth of the
+        time. Default: read it anyway.
 
     Returns
     -------
@@ -82,7 +86,7 @@ def read_frame(path: str | Path, layout: FrameLayout | None = None, region: Regi
     """
     layout, path = layout or FrameLayout(), Path(path)
     _refuse_no_file(path)
-    parts = _read_parts(path, layout, region)
+    parts = _read_parts(path, layout, region, {name.lower() for name in catalog_with})
     there = parts.region
     frame = make_frame(
         parts.data, error=parts.error, bits=parts.bits, header=parts.header,
@@ -108,7 +112,7 @@ def _refuse_no_file(path: Path) -> None:
         raise FrameError(f"must be a file, got {'a folder' if stat.S_ISDIR(mode) else 'a device or a pipe'}", path)
 
 
-def _read_parts(path: Path, layout: FrameLayout, region: Region | None) -> _Parts:
+def _read_parts(path: Path, layout: FrameLayout, region: Region | None, columns: set[str]) -> _Parts:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)  # headers of observatories break small rules all the time
         warnings.simplefilter("ignore", RuntimeWarning)  # scaling beyond the range of floats; such pixels are masked
@@ -118,7 +122,7 @@ def _read_parts(path: Path, layout: FrameLayout, region: Region | None) -> _Part
             with path.open("rb") as raw, _unzipped(raw) as file:
                 _refuse_absurd_sizes(file, path)
                 with fits.open(file, memmap=False) as hdus:
-                    parts = _collect(hdus, layout, region, path)
+                    parts = _collect(hdus, layout, region, columns, path)
                     _refuse_cut_extension(hdus, file, path)
                     return parts
         except AstropyWarning as exc:
@@ -169,7 +173,7 @@ def _sizes_of_header(file: BinaryIO) -> list[tuple[str, int]]:
     return []
 
 
-def _collect(hdus: fits.HDUList, layout: FrameLayout, region: Region | None, path: Path) -> _Parts:
+def _collect(hdus: fits.HDUList, layout: FrameLayout, region: Region | None, columns: set[str], path: Path) -> _Parts:
     image = _image_hdu(hdus, layout, path)
     shape = _plane_shape(image)
     there = whole_frame(shape) if region is None else region.inside(shape, path)
@@ -184,7 +188,8 @@ def _collect(hdus: fits.HDUList, layout: FrameLayout, region: Region | None, pat
             _refuse_shape(hdu, shape, "mask", path)
             parts.bits = _pixels(hdu, there)
         elif _named(hdu, layout.catalog_hdu) and isinstance(hdu, fits.BinTableHDU | fits.TableHDU):
-            parts.catalog = Table.read(hdu)
+            if not columns or columns & _columns_of(hdu.header):
+                parts.catalog = Table.read(hdu)
         elif hdu is not hdus[0] and not _is_image(hdu):
             parts.wcs = _wcs_of(hdu.header, hdus) or parts.wcs
     return parts
@@ -202,6 +207,11 @@ def _refuse_cut_extension(hdus: fits.HDUList, file: BinaryIO, path: Path) -> Non
 
 def _named(hdu: Any, names: Iterable[str]) -> bool:
     return hdu.name.upper() in {n.upper() for n in names}
+
+
+def _columns_of(header: fits.Header) -> set[str]:
+    """Names of a table's columns, in lower case; without the rest of astropy's columns, which takes its time."""
+    return {str(header.get(f"TTYPE{k + 1}", "")).strip().lower() for k in range(int(header.get("TFIELDS", 0)))}
 
 
 def _is_image(hdu: Any) -> bool:

@@ -71,12 +71,15 @@ class _Stars:
 
 
 class _Fit(NamedTuple):
+    """A map and the pairs it was fitted to; `offered` are the pairs, and the degree, among which it had the choice."""
+
     map: MapFit
     i: NDArray[np.intp]
     j: NDArray[np.intp]
     rms: float
     max_residual: float
     excess: float
+    offered: tuple[NDArray[np.intp], NDArray[np.intp], int] | None = None
 
 
 def register(
@@ -169,10 +172,12 @@ def _covers(fit: _Fit, a: _Stars, b: _Stars, share: float = 0.7) -> bool:
 def _settled(fit: _Fit, a: _Stars, b: _Stars, tolerance: float, degree: int, min_matches: int) -> _Fit:
     """Match the nearest stars and fit them, until the pairs stay the same: where it began does not matter then."""
     for _ in range(_ROUNDS):
-        before = fit
         i, j = mutual_neighbours(fit.map.apply(a.trusted), b.tree, tolerance)
+        i, j, before = a.good[i], b.good[j], fit
+        if fit.offered is not None and all(map(np.array_equal, fit.offered, (i, j, degree))):
+            break
         scale = np.sqrt(abs(np.linalg.det(fit.map.matrix[:, :2])))
-        fit = _clipped_fit(a, b, a.good[i], b.good[j], scale, degree, min_matches)
+        fit = _clipped_fit(a, b, i, j, scale, degree, min_matches)
         if np.array_equal(fit.i, before.i) and np.array_equal(fit.j, before.j):
             break
     return fit
@@ -215,6 +220,7 @@ def _clipped_fit(
     `scale`, pixels of the image for one of the reference, turns the errors of the reference's positions into those of
     the image; `degree` is the highest that the map may have.
     """
+    offered = i, j, degree
     for _ in range(_ROUNDS):
         if len(i) < min_matches:
             raise RegistrationError(f"matched stars must be at least {min_matches}, got {len(i)}")
@@ -231,7 +237,7 @@ def _clipped_fit(
     excess = float(np.sum(relative**2)) / max(free, 1)
     if a.measured or b.measured or free < 10:  # errors that were guessed can also be too large
         excess = max(excess, 1.0)
-    return _Fit(fit, i, j, rms, float(distance.max()), excess)
+    return _Fit(fit, i, j, rms, float(distance.max()), excess, offered)
 
 
 def _verify(predicted: NDArray, measured: _Stars, route: str) -> int:

@@ -7,6 +7,7 @@ them, the reference under them) is made once. All of it runs on the backend of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -83,7 +84,8 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
     dict
         ``{"psf": ForcedFluxes, "ap": ForcedFluxes}`` (or "psf" alone) of (B, S), on the host. NaN, with the flag
         ``outside``, where an edge cuts the star (with this flag alone, all pixels of the stamp counted as masked, where
-        it cuts off the star's central pixel); NaN too where the photometric scale is not positive at the star.
+        it cuts off the star's central pixel); with ``sets_kernel`` where h exceeds 0.98: the fit leaves nothing of what
+        the star does; NaN too where the photometric scale is not positive at the star.
 
     Raises
     ------
@@ -106,7 +108,8 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
     if len(noises) == 0:
         empty = ForcedFluxes(*(np.empty((0, len(stars.positions)), kind) for kind in ("f8", "f8", "i4", "i4")))
         return dict.fromkeys(limits, empty)
-    planes = [Epoch(difference[i], variance[i], flags[i], noise) for i, noise in enumerate(noises)]
+    planes = [Epoch(difference[i], variance[i], flags[i], _in_dtype(noise, stars.dtype))
+              for i, noise in enumerate(noises)]
     size = stars.whole_size(noises[0]) if stamp_size is None else _checked_size(stamp_size, stars.radius)
     return _measured(stars, planes, limits, size)
 
@@ -202,6 +205,13 @@ def measure_apertures(difference: NDArray[Any], variance: NDArray[Any], mask: ND
     radius = check_radius(radius, shape)
     stars = Stars(as_positions(positions), shape, _host(), "f8", psf=psf, radius=radius)
     return _first(_measured(stars, [epoch], {"ap": max_masked_fraction}, stamp_side(radius))["ap"])
+
+
+def _in_dtype(noise: EpochNoise, dtype: str) -> EpochNoise:
+    """With the covariance, which all blocks of stars need, in the dtype of the work."""
+    if noise.covariance is None:
+        return noise
+    return replace(noise, covariance=noise.covariance.astype(dtype, copy=False))
 
 
 def _host() -> Backend:

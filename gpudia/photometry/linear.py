@@ -138,6 +138,17 @@ class LinearVariance(NamedTuple):
     rows: Any
     directions: Any
 
+    def with_covariance(self, covariance: Any) -> LinearVariance:
+        """Return it with g^T C g, where there are rows."""
+        if self.rows is None:
+            return self
+        # what rounds here is small against the noise itself; with thousands of coefficients it is most of the work
+        return self.along(self.rows @ covariance.astype(self.rows.dtype, copy=False))
+
+    def along(self, directions: Any) -> LinearVariance:
+        """Return it with these C g."""
+        return self._replace(fit=inner(self.rows, directions), directions=directions)
+
 
 class NoiseUnder:
     """What the reference is under some stars: made once, for the noise of all epochs.
@@ -216,20 +227,19 @@ class NoiseUnder:
         return other
 
     def variance(self, weights: Any, own: Any, noise: EpochNoise, kernel_spectra: Any) -> LinearVariance:
-        """Parts of the variance of a^T D for weights a (S, m, m), with the image's own variance `own` on the stamps."""
+        """Parts of the variance of a^T D for weights a (S, m, m), with the image's own variance `own` on the stamps.
+
+        What the coefficients' noise adds is left to `LinearVariance.with_covariance`.
+        """
         xp = self.backend.xp
-        total = (weights * weights * own).sum(axis=(1, 2))
-        if self._variance is None and noise.covariance is None:
-            return LinearVariance(total, xp.zeros_like(total), None, None)
-        spectra = self.backend.rfft2(weights, (self.side, self.side))
-        if self._variance is not None:
-            total = total + self._reference_term(weights, spectra, own, noise.shared, kernel_spectra)
-        if noise.covariance is None:
-            return LinearVariance(total, xp.zeros_like(total), None, None)
-        rows = self._design_rows(spectra, weights.sum(axis=(1, 2)))
-        # what rounds here is small against the noise itself; with thousands of coefficients it is most of the work
-        directions = rows @ noise.covariance.astype(self.dtype)
-        return LinearVariance(total, inner(rows, directions), rows, directions)
+        total, rows = (weights * weights * own).sum(axis=(1, 2)), None
+        if self._variance is not None or noise.covariance is not None:
+            spectra = self.backend.rfft2(weights, (self.side, self.side))
+            if self._variance is not None:
+                total = total + self._reference_term(weights, spectra, own, noise.shared, kernel_spectra)
+            if noise.covariance is not None:
+                rows = self._design_rows(spectra, weights.sum(axis=(1, 2)))
+        return LinearVariance(total, xp.zeros_like(total), rows, None)
 
     def _reference_term(self, weights: Any, spectra: Any, own: Any, shared: float, kernel_spectra: Any) -> Any:
         """Sum of (a correlated with k)^2 times the reference's variance, less what it shares with the image, (S,)."""
@@ -291,7 +301,7 @@ def linear_flux_variance(weights: FloatArray, stamps: Stamps, noise: EpochNoise)
     under = NoiseUnder(placed, noise, side, np.dtype(float))
     spectra = None if noise.kernel is None else under.kernel_spectra(to_device(noise.kernel, backend))[0]
     own = finite(placed.gather(noise.image_variance).astype(float))
-    parts = under.variance(weights, own, noise, spectra)
+    parts = under.variance(weights, own, noise, spectra).with_covariance(noise.covariance)
     return to_host(parts.noise + parts.fit)
 
 

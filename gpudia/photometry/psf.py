@@ -58,10 +58,13 @@ def shifted_psf(psf: FloatArray, offsets: FloatArray) -> FloatArray:
     """
     size = psf.shape[-1]
     side = fft.next_fast_len(size + 4, real=True)  # room, so that little of a wing comes back at the other edge
-    dx, dy = offsets[:, 0, None, None], offsets[:, 1, None, None]
-    phase = dy * np.fft.fftfreq(side)[:, None] + dx * np.fft.rfftfreq(side)
-    moved = fft.irfft2(fft.rfft2(psf, (side, side)) * np.exp(-2j * np.pi * phase), (side, side))
-    return moved[:, :size, :size]
+    return fft.irfft2(fft.rfft2(psf, (side, side)) * _phases(offsets, side), (side, side))[:, :size, :size]
+
+
+def _phases(offsets: FloatArray, side: int) -> NDArray[np.complex128]:
+    """Transforms (S, side, side // 2 + 1) of shifts by offsets (x, y)."""
+    dx, dy = offsets.T[:, :, None, None]
+    return np.exp(-2j * np.pi * dy * np.fft.fftfreq(side)[:, None]) * np.exp(-2j * np.pi * dx * np.fft.rfftfreq(side))
 
 
 def shift_spectra(psf: FloatArray, offsets: FloatArray, size: int, side: int, dtype: Any) -> NDArray[Any]:
@@ -71,10 +74,8 @@ def shift_spectra(psf: FloatArray, offsets: FloatArray, size: int, side: int, dt
     PSF on the stamp.
     """
     shift = size // 2 - psf.shape[-1] // 2
-    dx, dy = (offsets + shift).T[:, :, None, None]
-    phase = np.exp(-2j * np.pi * dy * np.fft.fftfreq(side)[:, None]) * np.exp(-2j * np.pi * dx * np.fft.rfftfreq(side))
     kind = np.complex64 if dtype == np.float32 else complex
-    return (fft.rfft2(psf, (side, side)) * phase).astype(kind)
+    return (fft.rfft2(psf, (side, side)) * _phases(offsets + shift, side)).astype(kind)
 
 
 def to_size(stamps: FloatArray, size: int) -> FloatArray:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from astropy.table import Column, Table
+from astropy.table import Table
 from astropy.wcs import WCS, Wcsprm
 
 __all__ = ["decode", "encode"]
@@ -144,8 +144,13 @@ def _table_parts(table: Table) -> list[Any]:
 
 def _table_of(parts: list[Any]) -> Table:
     columns, meta = parts
-    return Table([Column(values, name=name, unit=unit, description=text or None)
-                  for name, values, unit, text in columns], meta=meta, copy=False)
+    table = Table({name: values for name, values, _, _ in columns}, meta=meta, copy=False)
+    for name, _, unit, text in columns:
+        if unit is not None:
+            table[name].unit = unit
+        if text:
+            table[name].description = text
+    return table
 
 
 def _wcs_parts(wcs: WCS) -> list[Any]:

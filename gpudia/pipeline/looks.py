@@ -36,6 +36,7 @@ from gpudia.images import (
     site_of,
     whole_frame,
 )
+from gpudia.images.catalogs import USED_BY_RUNS
 from gpudia.pipeline.codec import decode, encode
 from gpudia.pipeline.stages import stage
 from gpudia.pipeline.storage import writing
@@ -62,7 +63,7 @@ _PIECE_MARGIN, _PIECE_MARGIN_PX = 0.05, 24
 
 @dataclass(frozen=True)
 class Seen:
-    """The large part of a first look: stars found, the frame's own catalog, its world coordinates."""
+    """The large part of a first look: stars found, the frame's own catalog if it has ids or magnitudes, and its WCS."""
 
     stars: Table | None = None
     catalog: Table | None = None
@@ -167,7 +168,7 @@ class FrameStore:
     def read(self, path: Path) -> Frame:
         """Read a frame from its file, without the defects that need to know its FWHM."""
         with stage("read"):
-            frame = read_frame(path, self.layout)
+            frame = read_frame(path, self.layout, catalog_with=USED_BY_RUNS)
             return flag_lacosmic(frame) if self._config.lacosmic else frame
 
     def whole(self, look: Look) -> Frame:
@@ -196,7 +197,7 @@ class FrameStore:
                         (region.shape[0] + 2 * margin, region.shape[1] + 2 * margin)).inside(frame.shape)
         if self._pieces is None or math.prod(around.shape) * _BYTES_PER_PIXEL * self._n_frames > _KEEP_BYTES:
             return
-        piece = replace(cut(frame, around), header=Header(), wcs=None, catalog=None)
+        piece = cut(replace(frame, header=Header(), wcs=None, catalog=None), around)
         with stage("write"), writing(self._piece_of(look)):
             self._piece_of(look).write_bytes(encode(piece))
 
@@ -281,7 +282,10 @@ def target_position(config: RunConfig, wcs: Any, path: Path) -> tuple[float, flo
         return None
     if wcs is None:
         raise FrameError("target needs a celestial WCS on the reference, got none (run without --ra and --dec)", path)
-    x, y = wcs.world_to_pixel(SkyCoord(config.ra, config.dec, unit="deg"))
+    if wcs.wcs.radesys == "ICRS" and wcs.wcs.lngtyp == "RA":  # as most are: no other frame to go to
+        x, y = wcs.world_to_pixel_values(config.ra, config.dec)
+    else:
+        x, y = wcs.world_to_pixel(SkyCoord(config.ra, config.dec, unit="deg"))
     return float(x), float(y)
 
 

@@ -160,23 +160,23 @@ def place_batch(batch: Sequence[Prepared], shape: tuple[int, int], backend: Back
     Frames that are only shifted go up in one copy per plane for the whole batch.
     """
     xp = backend.xp
-    plain = [i for i, p in enumerate(batch) if p.matrix is None]
-    planes: dict[int, tuple[Any, ...]] = {}
-    if plain:
-        data, variance, bits = (to_device(np.stack([getattr(batch[i].cutout, name) for i in plain]), backend)
-                                for name in ("data", "variance", "mask"))
-        planes = {i: (data[k], variance[k], bits[k], None) for k, i in enumerate(plain)}
+    shifted = {i: p.cutout for i, p in enumerate(batch) if p.matrix is None}
+    kind = np.result_type(np.float32, *(cutout.variance.dtype for cutout in shifted.values()))
+    host = [np.zeros((len(batch), *shape), dtype=dtype) for dtype in (np.float32, kind, np.uint8)]
+    for i, cutout in shifted.items():
+        for plane, values in zip(host, (cutout.data, cutout.variance, cutout.mask), strict=True):
+            plane[i] = values
+    data, variance, bits = (to_device(plane, backend) for plane in host)
+    error, ratio = xp.sqrt(variance, dtype=xp.float64), None
     with stage("prepare"):
-        planes |= {i: _mapped(p, shape, backend) for i, p in enumerate(batch) if p.matrix is not None}
-    ordered = [planes[i] for i in range(len(batch))]
-    data, variance, bits = (xp.stack([p[k].astype(t) for p in ordered])
-                            for k, t in ((0, xp.float32), (1, xp.float64), (2, xp.uint8)))
-    ratio = None
-    if any(p[3] is not None for p in ordered):
-        ratio = xp.stack([xp.ones(shape) if p[3] is None else p[3] for p in ordered])
-    host_bits = np.stack([batch[i].cutout.mask if batch[i].matrix is None else to_host(planes[i][2])
-                          for i in range(len(batch))])
-    return PreparedBatch(data, xp.sqrt(variance), bits != 0, host_bits, ratio)
+        for i in sorted(set(range(len(batch))) - set(shifted)):
+            data[i], variance, bits[i], own = _mapped(batch[i], shape, backend)
+            error[i] = xp.sqrt(variance)
+            host[2][i] = to_host(bits[i])
+            if own is not None:
+                ratio = xp.ones(error.shape) if ratio is None else ratio
+                ratio[i] = own
+    return PreparedBatch(data, error, bits != 0, host[2], ratio)
 
 
 def _mapped(prepared: Prepared, shape: tuple[int, int], backend: Backend) -> tuple[Any, ...]:
