@@ -201,6 +201,8 @@ SOURCE_FLAGS = FlagTable(
          "(SOURCES only)", "use the other entry"),
     Flag(1024, "poor_fit", "the PSF does not describe the star on the difference: its error is raised accordingly",
          "look at the difference; compare with the aperture sum"),
+    Flag(2048, "sets_kernel", "the kernel follows this star alone: what it does not show cannot be told",
+         "take a larger region, or a smaller kernel"),
 )
 
 #: Bits of a detection on a difference image, and of a candidate: what speaks against a variable star.

@@ -134,6 +134,24 @@ def test_leverage_of_an_estimated_covariance_is_that_of_the_exact_one():
         assert np.abs(rough[name].error[:, bright] / one - 1).max() > 0.02
 
 
+def test_a_star_that_alone_decides_on_the_kernel_has_no_flux():
+    """Whatever the only star of a region does, the kernel does, too."""
+    rng, kernel, positions = np.random.default_rng(3), matching_kernel(), np.array([[60.2, 54.8]])
+    reference = SKY + sky_of(positions, [2e5])
+    clean = fftconvolve(reference, kernel, mode="same")
+    error = np.sqrt(READ + np.maximum(clean, 1.0))
+    plan = ReferencePlan(reference, K, error=np.full(SHAPE, 0.01), covariance="exact", correct_bias=False)
+    stack = plan.subtract((clean + error * rng.normal(size=SHAPE))[None], error[None],
+                          keep=("covariance", "image_variance"))
+    noise = EpochNoise(stack.image_variance[0], stack.coefficients[0, 0], np.full(SHAPE, 1e-4), reference,
+                       stack.covariance[0], stack.support, None, partial(evaluate_terms, 1, shape=SHAPE), 0.0,
+                       plan.fit_pixels)
+    found = forced_photometry(stack.difference, stack.variance, stack.flags, positions, PSF, [noise], radius=4.0)
+    for one in found.values():
+        assert np.isnan([one.flux[0, 0], one.error[0, 0]]).all()
+        assert one.flags[0, 0] == SOURCE_FLAGS.sets_kernel
+
+
 def test_a_stack_gives_what_its_images_give(constant):
     some = [0, 7, 31]
     noises = constant.noises()

@@ -21,6 +21,8 @@ __all__ = ["Block", "Epoch", "Stars"]
 
 #: A masked pixel raises a flag where the PSF has this share of its peak or more (squared, as it counts in the flux).
 _FAINT = 0.01**2
+#: What the kernel must leave of a change of the star's flux: with less, the star decides on the kernel alone.
+_LEFT = 0.02
 #: chi^2 of the PSF's fit counts as that of noise up to so many sigma: pixels are correlated, fewer independent.
 _CHI2_SIGMA = 5.0
 #: Excess of chi^2 from which on the fit is called poor: errors are then 1.4 times what noise makes them, or more.
@@ -228,6 +230,7 @@ class Block:
         ok = usable & (lost <= limit) & ((flags & SOURCE_FLAGS.outside) == 0)
         flux = (one.weights * pixels.values).sum(axis=(1, 2)).astype(xp.float64)
         raw, (flux, variance) = flux, lever.put_right(name, flux)
+        flags = flags | xp.where(xp.isfinite(flux), 0, SOURCE_FLAGS.sets_kernel).astype(xp.int32)
         if name == "psf" and self.stars.convolved:
             excess = self._misfit(one, raw)
             variance = variance * excess
@@ -275,6 +278,6 @@ class _Leverage:
             return flux, noise + part.fit
         excess = noise / self.xp.where(self._white[name] > 0, self._white[name], 1.0)
         left = 1.0 - self._levers[name]
-        left = self.xp.where(left > 0.02, left, self.xp.nan)  # a star that decides on the kernel alone has no flux
+        left = self.xp.where(left > _LEFT, left, self.xp.nan)
         fit = excess * (1.0 - 2.0 * self._share[name]) * part.fit
         return flux / left, (noise + fit) / left**2

@@ -84,7 +84,8 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
     dict
         ``{"psf": ForcedFluxes, "ap": ForcedFluxes}`` (or "psf" alone) of (B, S), on the host. NaN, with the flag
         ``outside``, where an edge cuts the star (with this flag alone, all pixels of the stamp counted as masked, where
-        it cuts off the star's central pixel); NaN too where the photometric scale is not positive at the star.
+        it cuts off the star's central pixel); with ``sets_kernel`` where h exceeds 0.98: the fit leaves nothing of what
+        the star does; NaN too where the photometric scale is not positive at the star.
 
     Raises
     ------
