@@ -68,15 +68,18 @@ def stack_reference(best: RunReference, looks: Sequence[Look], config: RunConfig
     In rounds: the first subtracts the members against the best frame, each other against the stack of the one before,
     which is deeper and has no holes where the best frame had some. See `gpudia.model.Coadd` for how they are put
     together. What is filled in settles by a half in each round; they end when no pixel changes by a sigma.
+    What the scales of all members have in common of errors is in the mean's unit of flux: in each round that is put
+    right by the best frame's own scale against it.
     A member weighs by the inverse square of the noise of a faint star's flux, sky noise times FWHM over the scale.
-    Frames that would have to be resampled, which correlates the noise of their pixels, stay out while there are others.
+    Frames that would have to be resampled, which correlates the noise of their pixels, stay out where there are others
+    beside the best one.
     """
     model = carried_model(best, config, _DEGREE)
     members = _choose(best, looks, model, store)
     log.info("stack of %d frames: %s", len(members), ", ".join(m.look.name for m in members))
     current = replace(best, config=model)
     for number in range(_ROUNDS):
-        found = _round(current, members, model, backend)
+        found = _round(current, members, model, backend, best.look)
         mean = _frame_of(found, best.cutout, members, complete=False)
         change = _largest_change(current.cutout, mean)
         log.debug("round %d of the stack: changed by up to %.2f sigma", number + 1, change)
@@ -105,8 +108,9 @@ def _choose(best: RunReference, looks: Sequence[Look], config: RunConfig, store:
                 later.append(look)
             else:
                 members += _prepared(look, best, config, store)
+    least = wanted if config.stack_size != "auto" or len(members) < 2 else 2
     for look in later:
-        if len(members) < (2 if config.stack_size == "auto" else wanted):
+        if len(members) < least:
             members += _prepared(look, best, config, store)
     if len(members) < 2:
         raise ConfigError(f"reference must be 'auto' or a file where fewer than 2 frames can be stacked, got 'stack' "
@@ -142,16 +146,21 @@ def _prepared(look: Look, best: RunReference, config: RunConfig, store: FrameSto
 
 @dataclass(frozen=True)
 class _Round:
-    """Sums over the members, their weights (0: no solution) and the bits that any of them has, (H, W)."""
+    """Sums over the members, their weights (0: no solution) and the bits that any of them has, (H, W).
+
+    `unit` is the best frame's scale against what all were subtracted from: that of its flux in the unit of the sums.
+    """
 
     sums: Coadd
     weights: dict[str, float]
     bits: np.ndarray
+    unit: float = 1.0
 
 
-def _round(current: RunReference, members: Sequence[_Member], config: RunConfig, backend: Backend) -> _Round:
+def _round(current: RunReference, members: Sequence[_Member], config: RunConfig, backend: Backend,
+           best: Look) -> _Round:
     """Subtract the members against the current reference and sum them."""
-    plan, shape = current.plan, current.region.shape
+    plan, shape, unit = current.plan, current.region.shape, 1.0
     found = _Round(Coadd(plan.reference.data), {}, np.zeros(shape, np.uint8))
     for batch in in_batches(members, images_at_once(plan, config, backend)):
         placed = place_batch([m.prepared for m in batch], shape, backend)
@@ -164,7 +173,8 @@ def _round(current: RunReference, members: Sequence[_Member], config: RunConfig,
         found.sums.add(stack, placed.data, variance, placed.mask, to_device(each, backend), to_device(own, backend))
         found.bits[...] |= np.bitwise_or.reduce(placed.bits, axis=0)
         found.weights.update({m.look.name: float(w) for m, w in zip(batch, each, strict=True)})
-    return found
+        unit = next((float(s) for m, s, w in zip(batch, scale, each, strict=True) if m.look is best and w > 0), unit)
+    return replace(found, unit=unit)
 
 
 def _reference_of(cutout: Frame, best: RunReference, looks: Sequence[Look], config: RunConfig) -> RunReference:
@@ -180,12 +190,13 @@ def _reference_of(cutout: Frame, best: RunReference, looks: Sequence[Look], conf
 
 
 def _frame_of(found: _Round, first: Frame, members: Sequence[_Member], complete: bool) -> Frame:
-    """The stack as a frame like the first of its members."""
+    """The stack as a frame like the first of its members, in the flux unit of the best."""
     mean, bits = found.sums.result(complete), found.bits
     data, variance, mask = (to_host(plane) for plane in (mean.data, mean.variance, mean.mask))
     good = ~mask & np.isfinite(data) & (variance > 0)
     if not good.any():
         raise FrameError("stack must have good pixels, got none", first.path)
+    data, variance = data + (found.unit - 1) * (data - np.median(data[good])), variance * found.unit**2
     bits = np.where(good, 0, np.where(bits != 0, bits, PIXEL_FLAGS.no_data)).astype(np.uint8)
     sky, noise = float(np.median(data[good])), float(np.median(np.sqrt(variance[good])))
     known = [(m.look.mjd, found.weights[m.look.name]) for m in members if math.isfinite(m.look.mjd)]
