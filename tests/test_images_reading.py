@@ -111,6 +111,12 @@ class TestLayouts:
         np.testing.assert_array_equal(frame.data, data)
         assert frame.catalog.colnames == ["x", "y", "flux"]
 
+    def test_a_catalog_is_read_where_it_has_what_is_wanted(self, tmp_path):
+        catalog = Table({"x": [1.0, 2.0], "Source_ID": [7, 8]})
+        path = write(tmp_path / "c.fits", fits.PrimaryHDU(image(), facts()), fits.BinTableHDU(catalog, name="CAT"))
+        assert read_frame(path, catalog_with=("mag", "source_id")).catalog["Source_ID"].tolist() == [7, 8]
+        assert read_frame(path, catalog_with=("mag",)).catalog is None
+
     @pytest.mark.parametrize("dtype", [np.uint16, ">i2", ">f4", ">f8", np.int32, np.uint8])
     def test_every_dtype_gives_the_same_numbers(self, tmp_path, dtype):
         data = image() - (300 if dtype is np.uint8 else 0)

@@ -140,9 +140,10 @@ def cut(frame: Frame, region: Region) -> Frame:
     -------
     Frame
         With arrays of its own in the region's shape and a WCS for its pixels. Parts outside the frame have the mask
-        bit ``no_data``, the median of the region's good pixels as data and the square of the frame's sky noise as
-        variance; the frame flag ``partly_outside`` is set. `Frame.origin` says where it lies; the catalog stays in
-        full-frame coordinates. `gpudia.images.read_frame` with a region reads no more than that of a file.
+        bit ``no_data``, the median of the region's good pixels (of some all over a large one) as data and the square of
+        the frame's sky noise as variance; the frame flag ``partly_outside`` is set. `Frame.origin` says where it lies;
+        the catalog stays in full-frame coordinates. `gpudia.images.read_frame` with a region reads no more than that of
+        a file.
 
     Raises
     ------
@@ -156,15 +157,22 @@ def cut(frame: Frame, region: Region) -> Frame:
     if part == region:
         planes = {name: plane.copy() for name, plane in planes.items()}
     else:
-        good = planes["mask"] == 0
-        level = float(np.median(planes["data"][good])) if good.any() else frame.sky
-        fill = {"data": level, "variance": frame.sky_noise**2 or 1.0, "mask": PIXEL_FLAGS.no_data}
+        fill = {"data": _level(planes["data"], planes["mask"] == 0, frame.sky),
+                "variance": frame.sky_noise**2 or 1.0, "mask": PIXEL_FLAGS.no_data}
         planes = {name: _placed(plane, target, region.shape, fill[name]) for name, plane in planes.items()}
         flags |= FRAME_FLAGS.partly_outside
     return replace(
         frame, **planes, wcs=shifted_wcs(frame.wcs, region), flags=flags,
         origin=(frame.origin[0] + region.x0, frame.origin[1] + region.y0),
     )  # fmt: skip
+
+
+def _level(data: NDArray, good: NDArray[np.bool_], sky: float) -> float:
+    """Median of the good pixels, of large parts that of 64 or more rows and columns; the sky where none is good."""
+    thin = (slice(None, None, max(1, min(data.shape) // 64)),) * 2
+    some = data[thin][good[thin]]
+    some = some if some.size else data[good]
+    return float(np.median(some)) if some.size else sky
 
 
 def _placed(part: NDArray, where: tuple[slice, ...], shape: tuple[int, int], fill: float) -> NDArray:

@@ -198,6 +198,8 @@ def _is_number(value: Any) -> bool:
 
 def _number_to_mjd(value: float, header: Header) -> float:
     """MJD, UTC, of an MJD or a Julian date in the header's time scale."""
+    if value <= _JULIAN and _time_scale(header) == "utc":
+        return value
     return float(Time(value, format="jd" if value > _JULIAN else "mjd", scale=_time_scale(header)).utc.mjd)
 
 

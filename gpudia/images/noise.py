@@ -117,13 +117,15 @@ def _clipped(values: NDArray, sigma: float = 3.0, rounds: int = 5) -> tuple[NDAr
     origin = _middle(values, first, count)
     offset = values - origin[:, None]
     offset[np.isnan(offset)] = 0.0
+    row = np.arange(len(values))
     for _ in range(rounds + 1):
         before, median = count, _middle(values, first, first + count)
         mean = offset.sum(axis=-1) / count
-        spread = np.sqrt(np.maximum(np.einsum("ij,ij->i", offset, offset) / count - mean**2, 0))
+        spread = np.sqrt(np.maximum(np.vecdot(offset, offset) / count - mean**2, 0))
         low, high = ((median + k * spread).astype(values.dtype)[:, None] for k in (-sigma, sigma))
         kept = (values >= low) & (values <= high)
-        first, count = kept.argmax(axis=-1), np.count_nonzero(kept, axis=-1)
+        first, last = kept.argmax(axis=-1), kept.shape[1] - kept[:, ::-1].argmax(axis=-1)
+        count = np.where(kept[row, first], last - first, 0)
         if (count == before).all():
             break
         offset *= kept

@@ -71,8 +71,7 @@ def read_frame(path: str | Path, layout: FrameLayout | None = None, region: Regi
     region : Region, optional
         In full-frame coordinates; it may reach beyond the frame, as in `cut`. Default: the whole frame.
     catalog_with : iterable of str
-        Read the catalog only if it has one of these columns (in any case): who needs none of them saves a tenth of the
-        time. Default: read it anyway.
+        Read the catalog only if it has one of these columns, in upper or lower case. Default: read it anyway.
 
     Returns
     -------

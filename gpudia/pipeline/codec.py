@@ -41,8 +41,7 @@ def encode(value: Any) -> bytes:
     """
     arrays: list[np.ndarray] = []
     text = json.dumps(_plain(value, arrays)).encode()
-    parts = [len(text).to_bytes(_LENGTH, "little"), text]
-    return b"".join([*parts, *(np.ascontiguousarray(a).tobytes() for a in arrays)])
+    return b"".join([len(text).to_bytes(_LENGTH, "little"), text, *map(np.ascontiguousarray, arrays)])
 
 
 def decode(record: bytes) -> Any:
