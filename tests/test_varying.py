@@ -10,6 +10,7 @@ from astropy.table import Table
 import gpudia
 from gpudia.photometry import plainly_varying
 from gpudia.pipeline import job
+from gpudia.pipeline.measure import _at_places
 from gpudia.pipeline.reference import _discs, _reach
 from gpudia.pipeline.varying import find_varying
 
@@ -62,6 +63,16 @@ def test_what_is_kept_out_reaches_as_far_as_the_worst_seeing_but_not_over_all_of
     assert _reach(many, (200, 200), 3.0, [3.0, 4.0, 5.0]) == pytest.approx(6.0)
     assert _reach(few, (200, 200), np.nan, []) == pytest.approx(6.0)
     assert _discs(few[:1], (200, 200), 10.0).sum() == pytest.approx(np.pi * 100, rel=0.05)
+
+
+def test_rows_that_vary_are_those_at_the_places_and_all_entries_of_the_same_star():
+    positions = np.array([[10.0, 10.0], [30.0, 30.0], [30.4, 30.0], [50.0, 50.0]])
+    first = np.array([0, 1, 1, 3])  # rows 1 and 2 are one star
+    np.testing.assert_array_equal(_at_places(positions, first, np.array([[30.9, 30.0]]), 0.6), [0, 1, 1, 0])
+    np.testing.assert_array_equal(_at_places(positions, first, np.array([[30.0, 29.0], [50.0, 50.0]]), 0.6),
+                                  [0, 0, 0, 1])
+    assert not _at_places(positions, first, np.empty((0, 2)), 0.6).any()
+    assert _at_places(positions[:0], first[:0], positions, 0.6).shape == (0,)
 
 
 PLACES = np.random.default_rng(5).permutation([(x, y) for x in range(16, 150, 24) for y in range(16, 150, 24)])
