@@ -81,12 +81,14 @@ def measure_shapes(
     centre = np.zeros((len(peaks), 2))  # (x, y) relative to the peak
     moving, some = np.arange(len(peaks)), stamps
     for _ in range(steps):
-        sums = _moments(some, offsets, centre[moving], sigma, 1)
+        here = centre[moving]
+        sums = _moments(some, offsets, here, sigma, 1).reshape(-1, 4)  # of 1, dx, dy, dx dy
         with np.errstate(divide="ignore", invalid="ignore"):
-            step = 2 * np.stack([sums[:, 0, 1], sums[:, 1, 0]], axis=1) / sums[:, 0, :1]
+            step = 2 * sums[:, 1:3] / sums[:, :1]
         step = np.clip(np.where(np.isfinite(step), step, np.inf), -0.5 * fwhm, 0.5 * fwhm)
-        centre[moving] += step
-        go_on = (np.abs(step) > 1e-4).any(axis=1) & (np.abs(centre[moving]) < fwhm).all(axis=1)
+        here += step
+        centre[moving] = here
+        go_on = (np.abs(step) > 1e-4).any(axis=1) & (np.abs(here) < fwhm).all(axis=1)
         moving, some = (moving, some) if go_on.all() else (moving[go_on], some[go_on])
         if not len(moving):
             break
@@ -110,21 +112,18 @@ def _stamps(peaks: NDArray, half: int, image: NDArray, variance: NDArray, usable
     return planes[0], planes[1], ok
 
 
-def _window(offsets: NDArray, centre: NDArray, sigma: float) -> tuple[NDArray, NDArray]:
-    """Distances (N, m) from the centre along one axis and the window's factor of that axis."""
-    d = offsets - centre[:, None]
-    return d, np.exp(-0.5 * (d / sigma) ** 2)
-
-
 def _moments(stamps: NDArray, offsets: NDArray, centre: NDArray, sigma: float, degree: int) -> NDArray[np.float64]:
     """Sums of w I times powers of dy and dx from 0 on, shape (N, degree + 1, degree + 1).
 
     The window is a product: sums go axis by axis.
     """
-    dx, wx = _window(offsets, centre[:, 0], sigma)
-    dy, wy = _window(offsets, centre[:, 1], sigma)
-    along_x = stamps @ np.stack([wx, wx * dx, wx * dx**2][:degree + 1], axis=-1)
-    return np.stack([wy, wy * dy, wy * dy**2][:degree + 1], axis=1) @ along_x
+    d = offsets - centre[:, :, None]  # (N, 2, m), along x and along y
+    window = np.exp(-0.5 * (d / sigma) ** 2)
+    in_x, in_y = np.empty((len(d), len(offsets), degree + 1)), np.empty((len(d), degree + 1, len(offsets)))
+    for k in range(degree + 1):
+        power = window * d**k if k else window
+        in_x[:, :, k], in_y[:, k] = power[:, 0], power[:, 1]
+    return in_y @ (stamps @ in_x)
 
 
 def _shapes(

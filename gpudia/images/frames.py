@@ -316,7 +316,8 @@ def _pixel_bits(
 def _refuse_empty(values: NDArray, good: NDArray[np.bool_], path: Any) -> None:
     if not good.any():
         raise FrameError(f"image must have at least one good pixel, got {good.size} masked or not finite", path)
-    low, high = values[good].min(), values[good].max()
+    some = values[good]
+    low, high = some.min(), some.max()
     if low == high:
         raise FrameError(f"image must not be constant, got {low:g} in all {np.count_nonzero(good)} good pixels", path)
 
