@@ -1,6 +1,6 @@
 """Fluxes against the truth: pulls by magnitude, scatter against the Cramer-Rao bound, photometric scales, speed.
 
-    python bench/photometry.py [single stack degree1 resampled speed] [--small]
+    python bench/photometry.py [single constant stack resampled] [--small]
 
 Simulated series (40 epochs, crowded, PSF that varies over the field, seeing 3 to 6 px, skies and transparencies of
 their own) go through `gpudia.run` as files. Pulls are flux_diff over its stated error, of constant stars, without any
@@ -126,7 +126,7 @@ def compared(series: SimulatedSeries, result: Any, cards: dict[str, Any]) -> dic
             weight = np.where(np.isfinite(rest), 1 / bound**2, 0.0)
             rest = rest - np.nansum(weight * rest, axis=0) / weight.sum(axis=0)
             n = np.isfinite(rest).sum(axis=0)
-            ratio = np.sqrt(np.nansum((rest / bound) ** 2, axis=0) / np.maximum(n - 1, 1))
+            ratio = np.sqrt(np.nansum((rest / bound) ** 2, axis=0) / np.where(n > 1, n - 1, np.nan))
         mag = np.asarray(truth["mag"])[star]
         found["scatter"][method] = ratio[good & (mag < 19)]
         found["variables"][method] = ratio[good & ~constant]
