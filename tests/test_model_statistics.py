@@ -82,9 +82,10 @@ def test_corrected_covariance_is_the_exact_one_where_all_pixels_are_looked_at():
     plans = {kind: ReferencePlan(reference, size, covariance=kind, **settings) for kind in ("exact", "shared")}
     stacks = {kind: plan.subtract(image, error, keep=("covariance",)) for kind, plan in plans.items()}
     exact, shared = (stacks[kind].covariance[0] for kind in ("exact", "shared"))
-    found = plans["shared"].correction(stacks["shared"], 0, np.eye(len(exact)))
+    found, more = plans["shared"].correction(stacks["shared"], 0, np.eye(len(exact)), np.eye(len(exact))[3:5])
     size = np.sqrt(np.diagonal(exact))
     np.testing.assert_allclose(found / np.outer(size, size), exact / np.outer(size, size), atol=1e-3)
+    np.testing.assert_allclose(more / np.outer(size[3:5], size), exact[3:5] / np.outer(size[3:5], size), atol=1e-3)
     assert np.abs(np.diagonal(shared) / np.diagonal(exact) - 1).max() > 0.1
 
 
@@ -112,11 +113,15 @@ def test_corrected_covariance_is_near_the_exact_one_for_bright_stars(scene, degr
         rows.append([*np.outer(terms[:1 + 2 * degree], seen).ravel(), *(25 * terms)])
     rows = np.array(rows)
     true, rough = (np.einsum("ij,jk,ik->i", rows, stack.covariance[0], rows) for stack in (exact, shared))
-    found = (rows * plan.correction(shared, 0, rows)).sum(axis=1)
+    alike = rows + 0.1 * rows[::-1]
+    directions, more = plan.correction(shared, 0, rows, alike)
+    found = (rows * directions).sum(axis=1)
     bright = true > 0.1 * 25 * np.median(errors) ** 2
     assert bright.sum() >= 2
     np.testing.assert_allclose(found[bright], true[bright], rtol=0.05 if degree else 0.02)
     assert np.abs(rough / true - 1)[bright].max() > 0.05
+    true = np.einsum("ij,jk,ik->i", alike, exact.covariance[0], alike)[bright]
+    np.testing.assert_allclose((alike * more).sum(axis=1)[bright], true, rtol=0.05 if degree else 0.02)
 
 
 @pytest.mark.parametrize("noise", ["data error plane", "model error plane", "gain", "none"])

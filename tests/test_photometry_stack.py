@@ -165,6 +165,17 @@ def test_a_stack_gives_what_its_images_give(constant):
                 assert_array_equal(a[0], b[i])
 
 
+def test_stamps_of_several_sizes_give_what_each_size_gives_alone(constant):
+    stack, noises, sizes = constant.stack, constant.noises()[:3], [11, 15, 11]
+    planes = stack.difference[:3], stack.variance[:3], stack.flags[:3], constant.positions, PSF
+    together = forced_photometry(*planes, noises, radius=4.0, stamp_size=sizes)
+    for i, size in enumerate(sizes):
+        alone = forced_photometry(*planes, noises, radius=4.0, stamp_size=size)
+        for name, found in together.items():
+            for a, b in zip(found, alone[name], strict=True):
+                assert_array_equal(a[i], b[i])
+
+
 def test_a_varying_kernel_is_the_one_at_each_star():
     series = Series(40, degree=1)
     for name, found in series.measured().items():
@@ -303,6 +314,7 @@ def test_no_images_and_no_stars_give_empty_arrays(constant):
     ({"radius": 500.0}, "smaller than the image"),
     ({"stamp_size": 8}, "stamp_size must be odd and at least 9"),
     ({"stamp_size": 7}, "stamp_size must be odd and at least 9"),
+    ({"stamp_size": [15, 15, 15]}, "stamp_size must be one number or one for each of 2 images, got 3"),
     ({"max_masked_fraction": 1.0}, "max_masked_fraction must be at least 0 and below 1"),
     ({"noises": []}, "noises must be one for each of 2 images"),
     ({"variance": np.ones((2, 5, 5))}, "must have one shape"),

@@ -28,6 +28,7 @@ def reference_of(positions, fluxes, saturated=np.inf, target=None, seed=0):
     cutout = make_frame(data, error=np.sqrt(model + 25.0), bits=bits, header=fits.Header({"GAIN": 1.0}))
     x, y = np.asarray(positions, float).T
     return SimpleNamespace(cutout=cutout, stars=Table({"x_cutout": x, "y_cutout": y}), target=target, weights={},
+                           varying=np.empty((0, 2)),
                            look=SimpleNamespace(quality=SimpleNamespace(fwhm=4.0), path=None, name="r"))
 
 

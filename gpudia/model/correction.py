@@ -58,6 +58,7 @@ class CovarianceCorrection:
         self._bright = xp.argsort(-light.reshape(-1))[:count]
         self._typical = typical.reshape(-1)[self._bright]
         power = tiling.join(power_under_kernel(design.reference, tiling, design.support), 0.0)
+        self._all, self._power = (power * typical).sum(), power.reshape(-1)[self._bright]
         power.reshape(-1)[self._bright] = 0.0
         total = (power * typical).sum()
         self._rest, self._total = power, xp.where(total > 0, total, 1.0)  # 0 where all pixels are bright
@@ -75,7 +76,7 @@ class CovarianceCorrection:
         flat = self._design.reference.reshape(-1).astype(np.float32)
         return flat[to_device(places, self._design.backend)]
 
-    def __call__(self, stack: DifferenceStack, image: int, rows: Any) -> Any:
+    def __call__(self, stack: DifferenceStack, image: int, rows: Any, more: Any) -> tuple[Any, Any]:
         """What an image's N^-1 makes of some rows of the design matrix, summed with a star's weights.
 
         Parameters
@@ -85,11 +86,13 @@ class CovarianceCorrection:
         image : int
             Number in it.
         rows : array (D, n), float64
-            g, in the order and units of the covariance.
+            g, in the order and units of the covariance. Their directions are corrected.
+        more : array (E, n), float64
+            Other rows; N^-1 is that of `rows` as far as they lie in the same span.
 
         Returns
         -------
-        array (D, n)
+        found, found_more : array (D, n), (E, n)
             N^-1 g with N of the fit's last pass; C g where that cannot be said.
         """
         xp, given = self._design.xp, self._plan.given
@@ -99,13 +102,22 @@ class CovarianceCorrection:
         size = xp.sqrt(xp.where(q > 0, q, 1.0))
         x = x / size[:, None]  # the diagonal of X^T N X is then about as large for all
         light = self._model(given.in_fit_units(x).astype(xp.float32))
-        scale = (self._rest * weights).sum() / self._total
-        excess = (weights.reshape(-1)[self._bright] - scale * self._typical).astype(xp.float32)
-        inner = x @ rows.T  # X^T g, a column a star
-        gram = scale / self._plan.information * inner / size + (light * excess) @ light.T
-        gram = gram + _RIDGE * xp.diagonal(gram).mean() * xp.eye(len(rows))
-        inverse, ok = self._plan.backend.inverse_spd(gram[None])
-        return (inverse[0] @ inner).T @ x if scalar(ok[0]) else rows @ stack.covariance[image]
+        bright = weights.reshape(-1)[self._bright]
+        rest = (self._rest * weights).sum()
+        scale = rest / self._total
+        excess = (bright - scale * self._typical).astype(xp.float32)
+        seen = x @ rows.T  # X^T g, a column a star
+        inner = seen / size  # X^T M^-1 X
+        exact = scale / self._plan.information * inner + (light * excess) @ light.T
+        # what is outside of the span has the shared covariance, scaled by the information as ever
+        usual = (rest + (self._power * bright).sum()) / (self._all * self._plan.information)
+        ridge = _RIDGE * xp.eye(len(rows))
+        inverses, ok = self._plan.backend.inverse_spd(xp.stack([
+            matrix + ridge * xp.diagonal(matrix).mean() for matrix in (exact, usual * inner)]))
+        if not scalar(ok.all()):
+            return rows @ stack.covariance[image], more @ stack.covariance[image]
+        change = inverses[0] - inverses[1]
+        return (inverses[0] @ seen).T @ x, more @ given.shared / usual + (change @ (x @ more.T)).T @ x
 
     def _weights(self, stack: DifferenceStack, image: int) -> Any:
         """Inverse variances in the units of the fit, (H, W); 0 where a pixel took no part in it."""

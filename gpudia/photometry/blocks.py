@@ -116,8 +116,9 @@ class Block:
     small as they can be.
     """
 
-    def __init__(self, stars: Stars, size: int, side: int, noise: EpochNoise) -> None:
-        self.stars, self.size, self.side, self.backend = stars, size, side, stars.backend
+    def __init__(self, stars: Stars, size: int, noise: EpochNoise) -> None:
+        self.stars, self.size, self.backend = stars, size, stars.backend
+        self.side = side = stars.transform_side(size, noise)
         self.xp, self.dtype = stars.backend.xp, np.dtype(stars.dtype)
         self.placed = self._placed(size)
         offsets = self.placed.stamps.offsets
@@ -242,10 +243,11 @@ class Block:
 
 
 def _corrected(xp: Any, parts: dict[str, LinearVariance], correction: Any) -> dict[str, LinearVariance]:
-    """Parts of the variance with a better covariance; the rows of all measures help one another."""
-    rows = [part.rows.astype(xp.float64) for part in parts.values()]
-    found = correction(xp.concatenate(rows)).reshape(len(rows), *rows[0].shape)
-    return {name: part.along(directions) for (name, part), directions in zip(parts.items(), found, strict=True)}
+    """Parts of the variance with a better covariance, along the directions of the PSF fluxes."""
+    psf, *others = (part.rows.astype(xp.float64) for part in parts.values())  # "psf" is the first
+    found, more = correction(psf, xp.concatenate(others) if others else psf[:0])
+    directions = [found, *more.reshape(len(others), *psf.shape)]
+    return {name: part.along(one) for (name, part), one in zip(parts.items(), directions, strict=True)}
 
 
 class _Leverage:

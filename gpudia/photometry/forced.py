@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,8 @@ _HIGH_LEVERAGE = 0.05
 
 
 def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any, psf: Any,
-                      noises: Sequence[EpochNoise], *, radius: float | None, stamp_size: int | None = None,
+                      noises: Sequence[EpochNoise], *, radius: float | None,
+                      stamp_size: int | Sequence[int] | None = None,
                       max_masked_fraction: float = 0.2) -> dict[str, ForcedFluxes]:
     r"""Measure PSF fluxes and aperture sums of all stars on all images of a stack.
 
@@ -73,9 +73,10 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
         in all of them.
     radius : float or None
         Of the apertures, pixels; None: no apertures.
-    stamp_size : int, optional
-        Odd side of the stamps on which all is done, pixels, at least what the aperture needs. Two FWHM on each side of
-        the star hold all but 1e-3 of the information. By default as much as PSF and kernel together.
+    stamp_size : int or sequence of B int, optional
+        Odd side of the stamps on which all is done, pixels, of all images or each, at least what the aperture needs.
+        Two FWHM on each side of the star hold all but 1e-3 of the information. By default as much as PSF and kernel
+        together.
     max_masked_fraction : float
         Share of the star's weight (sum of phi^2; light in the aperture) that may be masked; above it the flux is NaN.
 
@@ -110,8 +111,12 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
         return dict.fromkeys(limits, empty)
     planes = [Epoch(difference[i], variance[i], flags[i], _in_dtype(noise, stars.dtype))
               for i, noise in enumerate(noises)]
-    size = stars.whole_size(noises[0]) if stamp_size is None else _checked_size(stamp_size, stars.radius)
-    return _measured(stars, planes, limits, size)
+    sizes = [stars.whole_size(noises[0])] if stamp_size is None else np.atleast_1d(stamp_size).tolist()
+    if len(sizes) not in (1, len(planes)):
+        raise InputError(f"stamp_size must be one number or one for each of {len(planes)} images, got {len(sizes)}")
+    for size in set(sizes):
+        _check_size(size, stars.radius)
+    return _measured(stars, planes, limits, sizes * (len(planes) // len(sizes)))
 
 
 def psf_photometry(difference: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any] | None, positions: Any,
@@ -152,7 +157,7 @@ def psf_photometry(difference: NDArray[Any], variance: NDArray[Any], mask: NDArr
     """
     epoch, shape = _host_epoch(difference, variance, mask, noise)
     stars = Stars(as_positions(positions), shape, _host(), "f8", psf=psf)
-    return _first(_measured(stars, [epoch], {"psf": max_masked_fraction}, int(stars.psf.shape[-1]))["psf"])
+    return _first(_measured(stars, [epoch], {"psf": max_masked_fraction}, [int(stars.psf.shape[-1])])["psf"])
 
 
 def measure_apertures(difference: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any] | None, positions: Any,
@@ -204,7 +209,7 @@ def measure_apertures(difference: NDArray[Any], variance: NDArray[Any], mask: ND
     epoch, shape = _host_epoch(difference, variance, mask, noise)
     radius = check_radius(radius, shape)
     stars = Stars(as_positions(positions), shape, _host(), "f8", psf=psf, radius=radius)
-    return _first(_measured(stars, [epoch], {"ap": max_masked_fraction}, stamp_side(radius))["ap"])
+    return _first(_measured(stars, [epoch], {"ap": max_masked_fraction}, [stamp_side(radius)])["ap"])
 
 
 def _in_dtype(noise: EpochNoise, dtype: str) -> EpochNoise:
@@ -233,27 +238,27 @@ def _host_epoch(difference: Any, variance: Any, mask: Any, noise: EpochNoise | N
     return epoch, (int(difference.shape[0]), int(difference.shape[1]))
 
 
-def _checked_size(size: int, radius: float) -> int:
+def _check_size(size: int, radius: float) -> None:
     if size % 2 == 0 or size < stamp_side(radius):
         raise InputError(f"stamp_size must be odd and at least {stamp_side(radius)} for a radius of {radius:g} px, "
                          f"got {size}")
-    return size
 
 
 def _first(fluxes: ForcedFluxes) -> ForcedFluxes:
     return ForcedFluxes(*(column[0] for column in fluxes))
 
 
-def _measured(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], size: int) -> dict[str, ForcedFluxes]:
+def _measured(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
+              sizes: Sequence[int]) -> dict[str, ForcedFluxes]:
     """Measure all stars on all images; `limits` names the measures, with the share that may be masked."""
     for limit in limits.values():
         check_fraction(limit)
     inside = _inside(stars, epochs)
-    result = {name: _not_measured(inside.shape, size) for name in limits}
+    result = {name: _not_measured(inside.shape, sizes) for name in limits}
     some = np.flatnonzero(inside.any(axis=0))
     if some.size:
-        found, leverage = _found(stars[some], epochs, limits, size)
-        _measure_again(found, stars[some], epochs, limits, size, inside[:, some] & (leverage > _HIGH_LEVERAGE))
+        found, leverage = _found(stars[some], epochs, limits, sizes)
+        _measure_again(found, stars[some], epochs, limits, sizes, inside[:, some] & (leverage > _HIGH_LEVERAGE))
         for name, fluxes in found.items():
             for column, values in zip(result[name], fluxes, strict=True):
                 column[:, some] = np.where(inside[:, some], values, column[:, some])
@@ -264,32 +269,29 @@ def _inside(stars: Stars, epochs: Sequence[Epoch]) -> NDArray[np.bool_]:
     """Where there is a difference at the star's central pixel at all, (B, S); elsewhere an edge is too near."""
     backend = stars.backend
     centre = StampsOn(Stamps(stars.positions, 1), stars.shape, backend)
-    if all(epoch.flags is None for epoch in epochs):
-        bits = [centre.gather(backend.xp.zeros(stars.shape, dtype=backend.xp.uint8), outside=PIXEL_FLAGS.border)]
-        bits *= len(epochs)
-    else:
-        bits = [centre.gather(epoch.flags, outside=PIXEL_FLAGS.border) for epoch in epochs]
+    no_bits = backend.xp.zeros(stars.shape, dtype=backend.xp.uint8)
+    bits = [centre.gather(no_bits if epoch.flags is None else epoch.flags, outside=PIXEL_FLAGS.border)
+            for epoch in epochs]
     return to_host(backend.xp.stack(bits))[:, :, 0, 0] & PIXEL_FLAGS.border == 0
 
 
-def _not_measured(shape: tuple[int, int], size: int) -> ForcedFluxes:
+def _not_measured(shape: tuple[int, int], sizes: Sequence[int]) -> ForcedFluxes:
     """Fluxes of stars beyond the edge."""
+    masked = np.broadcast_to(np.array(sizes, np.int32)[:, None] ** 2, shape).copy()
     return ForcedFluxes(np.full(shape, np.nan), np.full(shape, np.nan),
-                        np.full(shape, SOURCE_FLAGS.outside, np.int32), np.full(shape, size * size, np.int32))
+                        np.full(shape, SOURCE_FLAGS.outside, np.int32), masked)
 
 
 def _found(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
-           size: int) -> tuple[dict[str, ForcedFluxes], NDArray[np.float64]]:
-    """Fluxes of all stars on stamps of one size, and their leverage, (B, S)."""
+           sizes: Sequence[int]) -> tuple[dict[str, ForcedFluxes], NDArray[np.float64]]:
+    """Fluxes of all stars on stamps of the sizes of the images, and their leverage, (B, S)."""
     xp, backend, n = stars.backend.xp, stars.backend, len(stars.positions)
     found = {name: ForcedFluxes(*(xp.zeros((len(epochs), n), dtype=kind)
                                   for kind in (xp.float64, xp.float64, xp.int32, xp.int32))) for name in limits}
     leverage = xp.zeros((len(epochs), n))
-    side = stars.transform_side(size, epochs[0].noise)
-    step = max(1, backend.least_pixels // side**2, backend.at_once(200 * side**2))
 
-    def measure(task: tuple[tuple[slice, Block], int]) -> None:
-        (which, block), i = task
+    def measure(task: tuple[slice, Block, int]) -> None:
+        which, block, i = task
         parts, levers = block.measure(epochs[i], limits)
         for name, part in parts.items():
             for column, values in zip(found[name], part, strict=True):
@@ -297,27 +299,36 @@ def _found(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
         leverage[i, which] = levers
 
     for start in range(0, n, _STARS_AT_ONCE):
-        some = range(start, min(start + _STARS_AT_ONCE, n), step)
-        slices = [slice(first, min(first + step, some.stop)) for first in some]
-        blocks = backend.run_all(lambda which: (which, Block(stars[which], size, side, epochs[0].noise)), slices)
-        backend.run_all(measure, list(product(blocks, range(len(epochs)))))
+        stop = min(start + _STARS_AT_ONCE, n)
+        parts = [(size, which) for size in sorted(set(sizes)) for which in _parts(stars, start, stop, size, epochs[0])]
+        blocks = backend.run_all(lambda part: Block(stars[part[1]], part[0], epochs[0].noise), parts)
+        backend.run_all(measure, [(which, block, i) for (size, which), block in zip(parts, blocks, strict=True)
+                                  for i in range(len(epochs)) if sizes[i] == size])
     return {name: ForcedFluxes(*map(to_host, columns)) for name, columns in found.items()}, to_host(leverage)
 
 
+def _parts(stars: Stars, start: int, stop: int, size: int, epoch: Epoch) -> list[slice]:
+    """Slices of the stars that are worked on together, on stamps of this size."""
+    area = stars.transform_side(size, epoch.noise) ** 2
+    step = max(1, stars.backend.least_pixels // area, stars.backend.at_once(200 * area))
+    return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
+
+
 def _measure_again(found: dict[str, ForcedFluxes], stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
-                   size: int, high: NDArray[np.bool_]) -> None:
+                   sizes: Sequence[int], high: NDArray[np.bool_]) -> None:
     """Put fluxes on stamps that hold nearly all of the light, with exact leverage, where that is high (B, S)."""
-    some = np.flatnonzero(high.any(axis=0))
+    some, images = np.flatnonzero(high.any(axis=0)), np.flatnonzero(high.any(axis=1)).tolist()
     if not some.size:
         return
     noise = epochs[0].noise
-    size = min(stars.whole_size(noise), max(2 * size - 1, stamp_side(stars.radius)))
-    block = Block(stars[some], size, stars.transform_side(size, noise), noise)
+    larger = [min(stars.whole_size(noise), max(2 * size - 1, stamp_side(stars.radius))) for size in sizes]
+    wanted = sorted({larger[i] for i in images})
+    blocks = dict(zip(wanted, stars.backend.run_all(lambda size: Block(stars[some], size, noise), wanted), strict=True))
 
     def again(i: int) -> None:
         which = np.flatnonzero(high[i, some])
-        for name, part in block.only(which).measure(epochs[i], limits, exact=True)[0].items():
+        for name, part in blocks[larger[i]].only(which).measure(epochs[i], limits, exact=True)[0].items():
             for column, values in zip(found[name], part, strict=True):
                 column[i, some[which]] = to_host(values)
 
-    stars.backend.run_all(again, np.flatnonzero(high.any(axis=1)).tolist())
+    stars.backend.run_all(again, images)

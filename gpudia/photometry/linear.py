@@ -55,8 +55,8 @@ class EpochNoise:
         Pixels that took part in the fit of the model. With it the leverage of the star on its own model is put right
         (see `LinearVariance`); without it the star counts as one that was not in the fit.
     correction : callable, optional
-        ``rows (D, n) -> (D, n)``: where `covariance` is an estimate, a better one times some rows g (see
-        `gpudia.model.CovarianceCorrection`). Used for stars of high leverage.
+        ``rows (D, n), more (E, n) -> (D, n), (E, n)``: where `covariance` is an estimate, a better one times some rows
+        g, and times more of them (see `gpudia.model.CovarianceCorrection`). Used for stars of high leverage.
 
     Raises
     ------

@@ -300,18 +300,17 @@ def _noise(measures: Measures, reference: tuple[Any, Any], plan: ReferencePlan, 
 
 def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits], noises: Mapping[int, EpochNoise],
             sizes: Mapping[int, int]) -> dict[int, dict[str, ForcedFluxes]]:
-    """Fluxes on some images of a stack by number and measure; those with stamps of one size together."""
+    """Fluxes on some images of a stack by number and measure."""
+    if not noises:
+        return {}
+    which = list(noises)
+    flags = to_device(np.stack([bits[i] for i in which]), backend_of(stack.difference))
     psf = measures.psf.at(measures.positions) if measures.psf.varies else measures.psf.stamp
-    result = {}
-    for size in sorted({sizes[i] for i in noises}):
-        which = [i for i in noises if sizes[i] == size]
-        flags = to_device(np.stack([bits[i] for i in which]), backend_of(stack.difference))
-        found = forced_photometry(stack.difference[which], stack.variance[which], flags, measures.positions, psf,
-                                  [noises[i] for i in which], radius=measures.radius, stamp_size=size,
-                                  max_masked_fraction=_MASKED)
-        result |= {i: {name: ForcedFluxes(*(column[row] for column in fluxes)) for name, fluxes in found.items()}
-                   for row, i in enumerate(which)}
-    return result
+    found = forced_photometry(stack.difference[which], stack.variance[which], flags, measures.positions, psf,
+                              list(noises.values()), radius=measures.radius, stamp_size=[sizes[i] for i in which],
+                              max_masked_fraction=_MASKED)
+    return {i: {name: ForcedFluxes(*(column[row] for column in fluxes)) for name, fluxes in found.items()}
+            for row, i in enumerate(which)}
 
 
 def _epoch(measures: Measures, forced: dict[str, ForcedFluxes], alone: dict[str, ForcedFluxes] | None, scale: Float,
