@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,8 +110,8 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
     if len(noises) == 0:
         empty = ForcedFluxes(*(np.empty((0, len(stars.positions)), kind) for kind in ("f8", "f8", "i4", "i4")))
         return dict.fromkeys(limits, empty)
-    planes = [Epoch(difference[i], variance[i], flags[i], _in_dtype(noise, stars.dtype))
-              for i, noise in enumerate(noises)]
+    noises = backend.run_all(partial(_in_dtype, dtype=stars.dtype), noises)
+    planes = [Epoch(difference[i], variance[i], flags[i], noise) for i, noise in enumerate(noises)]
     sizes = [stars.whole_size(noises[0])] if stamp_size is None else np.atleast_1d(stamp_size).tolist()
     if len(sizes) not in (1, len(planes)):
         raise InputError(f"stamp_size must be one number or one for each of {len(planes)} images, got {len(sizes)}")

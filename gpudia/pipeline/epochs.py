@@ -67,7 +67,7 @@ def flagged(look: Look, stack: DifferenceStack, i: int, bits: np.ndarray, refere
     FrameError
         If the image has no solution, or no significant light of the reference in it.
     """
-    with frame_errors(look.path), stage("photometry"):
+    with frame_errors(look.path):
         stack.require_solution(i)
         bits = bits | stack.flags[i]
         if reference.config.find_defects and not reference.is_made_of(look):

@@ -304,9 +304,10 @@ def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits]
     if not noises:
         return {}
     which = list(noises)
+    some = slice(None) if which == list(range(len(stack))) else which  # no copies where it is all of them
     flags = to_device(np.stack([bits[i] for i in which]), backend_of(stack.difference))
     psf = measures.psf.at(measures.positions) if measures.psf.varies else measures.psf.stamp
-    found = forced_photometry(stack.difference[which], stack.variance[which], flags, measures.positions, psf,
+    found = forced_photometry(stack.difference[some], stack.variance[some], flags, measures.positions, psf,
                               list(noises.values()), radius=measures.radius, stamp_size=[sizes[i] for i in which],
                               max_masked_fraction=_MASKED)
     return {i: {name: ForcedFluxes(*(column[row] for column in fluxes)) for name, fluxes in found.items()}

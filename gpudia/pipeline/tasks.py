@@ -281,18 +281,24 @@ def _solve(ready: _Ready, placed: PreparedBatch, setup: Setup) -> _Batch:
         own = stack.image_variance if reference.config.detect is not None else None
         host = replace(stack, covariance=None, image_variance=own).to_host()
         ratio = None if placed.noise_ratio is None or own is None else to_host(placed.noise_ratio)
-    bits, failed, shares = {}, {}, {}
-    for i, (look, prepared) in enumerate(ready):
-        look.flags |= prepared.flags
-        try:
-            bits[i] = flagged(look, host, i, placed.bits[i], reference)
-            shares[i] = reference.weights.get(look.name, 0.0) / float(host.scale[i])
-        except FrameError as error:
-            failed[i] = EpochOutcome.of(look.failed(error))
     with stage("photometry"):
+        found = plan.backend.run_all(lambda i: _flagged(ready, host, i, placed, reference), range(len(ready)))
+        failed = {i: one for i, one in enumerate(found) if isinstance(one, EpochOutcome)}
+        bits = {i: one for i, one in enumerate(found) if i not in failed}
+        shares = {i: reference.weights.get(ready[i][0].name, 0.0) / float(host.scale[i]) for i in bits}
         fluxes = measure_batch(setup.measures, plan, stack, bits, placed.noise_ratio, shares,
                                {i: ready[i][0].fwhm for i in bits})
     return _Batch(host, ratio, bits, fluxes, failed)
+
+
+def _flagged(ready: _Ready, host: DifferenceStack, i: int, placed: PreparedBatch, reference: RunReference) -> Any:
+    """Pixel flags of an image of a solved batch, or the outcome where it failed."""
+    look, prepared = ready[i]
+    look.flags |= prepared.flags
+    try:
+        return flagged(look, host, i, placed.bits[i], reference)
+    except FrameError as error:
+        return EpochOutcome.of(look.failed(error))
 
 
 def _write(products: Sequence[Product], setup: Setup) -> dict[str, float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -47,11 +48,12 @@ DARK = Theme(face="#171c24", ink="#e6eaf0", faint="#3b4553", first="#56b4e9", se
 
 def render(figure: Figure, dpi: int = 150) -> bytes:
     """Return the figure as PNG, with a palette of 96 colours: a third of the size."""
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    small = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(96, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor())
-    small = Image.open(buffer).convert("RGB").quantize(96, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    small.save(buffer, format="PNG", optimize=True)
+    small.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
