@@ -28,7 +28,7 @@ from gpudia.flags import FRAME_FLAGS, SOURCE_FLAGS
 from gpudia.simulate import SimulatedSeries, SimulationSettings, simulate_field, write_series
 
 BINS = (15.0, 16.0, 17.0, 18.0, 19.0)
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2, 3, 4, 5)
 FIELD = {"shape": (400, 400), "n_epochs": 40, "n_variables": 12, "saturation": math.inf}
 #: A star is one of the truth that the reference's list has within this distance, pixels.
 SAME = 0.7
