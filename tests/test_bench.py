@@ -11,6 +11,14 @@ import pytest
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 
 
+def printed_by(script, *arguments):
+    """What a bench prints, run on small frames."""
+    done = subprocess.run([sys.executable, str(BENCH / script), *arguments, "--small"], capture_output=True, text=True,
+                          timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture
 def gpu_check(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
@@ -28,11 +36,9 @@ def engine(monkeypatch):
 
 
 def test_gpu_check_goes_through_on_numpy():
-    done = subprocess.run([sys.executable, str(BENCH / "gpu_check.py"), "--backend", "numpy", "--small", "--no-tests"],
-                          capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all steps went through" in done.stdout
-    assert "numpy_against_device" in done.stdout
+    printed = printed_by("gpu_check.py", "--backend", "numpy", "--no-tests")
+    assert "all steps went through" in printed
+    assert "numpy_against_device" in printed
 
 
 def test_numpy_agrees_with_itself(gpu_check):
@@ -86,41 +92,31 @@ def test_the_ratios_of_the_engine(engine):
 
 
 def test_the_fpacked_bench_runs_on_a_small_frame():
-    done = subprocess.run([sys.executable, str(BENCH / "fpacked.py"), "--small"], capture_output=True, text=True,
-                          timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    for case in json.loads(done.stdout).values():
+    printed = printed_by("fpacked.py")
+    for case in json.loads(printed).values():
         assert case["tiles_s"] > 0
         assert case["read_over_read"] == pytest.approx(case["read_region_s"] / case["read_whole_s"], rel=0.02)
 
 
 @pytest.mark.parametrize("group", ["growth", "memory"])
 def test_the_engines_groups_run_on_small_frames(group):
-    done = subprocess.run([sys.executable, str(BENCH / "engine.py"), "--small", group], capture_output=True, text=True,
-                          timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert group in done.stdout
+    printed = printed_by("engine.py", group)
+    assert group in printed
 
 
 def test_the_registration_bench_finds_no_wrong_one():
-    done = subprocess.run([sys.executable, str(BENCH / "registration.py"), "--small"], capture_output=True, text=True,
-                          timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "simulated" in done.stdout
+    printed = printed_by("registration.py")
+    assert "simulated" in printed
 
 
 @pytest.mark.parametrize("group", ["rotation", "correlation", "stack"])
 def test_the_groups_of_the_geometry_run_on_small_frames(group):
-    done = subprocess.run([sys.executable, str(BENCH / "geometry.py"), "--small", group], capture_output=True,
-                          text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert group in done.stdout
+    printed = printed_by("geometry.py", group)
+    assert group in printed
 
 
 @pytest.mark.parametrize("group", ["stream", "kills"])
 def test_the_groups_of_the_long_job_run_on_small_frames(group):
-    done = subprocess.run([sys.executable, str(BENCH / "job.py"), "--small", group], capture_output=True, text=True,
-                          timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    assert group in done.stdout
-    assert "'faults': []" in done.stdout or group == "stream"
+    printed = printed_by("job.py", group)
+    assert group in printed
+    assert "'faults': []" in printed or group == "stream"
