@@ -1,4 +1,4 @@
-"""Fluxes against the truth: pulls by magnitude, scatter against the Cramer-Rao bound, photometric scales, speed.
+"""Fluxes against the truth: pulls by magnitude, scatter against the Cramer-Rao bound, photometric scales.
 
     python bench/photometry.py [single constant stack resampled] [--small]
 

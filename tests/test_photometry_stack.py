@@ -16,7 +16,7 @@ from gpudia.backend import register_backend, to_device, to_host
 from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.model import evaluate_terms
-from gpudia.photometry import EpochNoise, epoch_psf, forced_photometry, moffat_psf
+from gpudia.photometry import EpochNoise, epoch_psf, forced, forced_photometry, moffat_psf
 from gpudia.photometry.psf import shifted_psf
 
 SHAPE, K, FWHM = (110, 120), 7, 3.0
@@ -274,6 +274,34 @@ def test_without_light_at_the_star_there_is_no_flux(constant):
     for one in found.values():
         assert np.isfinite(one.flux[0]).all()
         assert np.isnan(one.flux[1]).all()
+
+
+def test_in_an_image_without_a_solution_no_star_is_said_to_set_the_kernel(constant):
+    noises, planes = constant.noises()[:2], [constant.stack.difference[:2].copy(), constant.stack.variance[:2].copy()]
+    noises[1] = replace(noises[1], kernel=np.full((K, K), np.nan),
+                        covariance=np.full_like(noises[1].covariance, np.nan))
+    for plane in planes:
+        plane[1] = np.nan
+    found = forced_photometry(*planes, constant.stack.flags[:2], constant.positions, PSF, noises, radius=4.0,
+                              stamp_size=15)
+    for one in found.values():
+        assert np.isfinite(one.flux[0]).all()
+        assert np.isnan(one.flux[1]).all()
+        assert (one.flags[1] & SOURCE_FLAGS.sets_kernel == 0).all()
+
+
+def test_stars_in_parts_give_what_they_give_together(constant, monkeypatch):
+    """With as few at a time as images have sizes of stamps, and fewer."""
+    stack, noises = constant.stack, constant.noises()[:3]
+    planes = stack.difference[:3], stack.variance[:3], stack.flags[:3], constant.positions, PSF
+    settings = {"radius": 4.0, "stamp_size": [11, 15, 13]}
+    together = forced_photometry(*planes, noises, **settings)
+    for at_once in (2, 21):
+        monkeypatch.setattr(forced, "_STARS_AT_ONCE", at_once)
+        for name, found in forced_photometry(*planes, noises, **settings).items():
+            assert_allclose(found.flux, together[name].flux, rtol=1e-9)
+            assert_allclose(found.error, together[name].error, rtol=1e-9)
+            assert_array_equal(found.flags, together[name].flags)
 
 
 @pytest.mark.parametrize("spoilt", [0.0, -1.0, np.nan, np.inf])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -11,7 +13,7 @@ import gpudia
 from gpudia.photometry import plainly_varying
 from gpudia.pipeline import job
 from gpudia.pipeline.measure import _at_places
-from gpudia.pipeline.reference import _discs, _reach
+from gpudia.pipeline.reference import RunReference, _discs, _reach, also_varying
 from gpudia.pipeline.varying import find_varying
 
 E, S = 12, 40
@@ -63,6 +65,18 @@ def test_what_is_kept_out_reaches_as_far_as_the_worst_seeing_but_not_over_all_of
     assert _reach(many, (200, 200), 3.0, [3.0, 4.0, 5.0]) == pytest.approx(6.0)
     assert _reach(few, (200, 200), np.nan, []) == pytest.approx(6.0)
     assert _discs(few[:1], (200, 200), 10.0).sum() == pytest.approx(np.pi * 100, rel=0.05)
+
+
+def test_what_is_found_to_vary_does_not_take_more_than_a_quarter_of_the_region_either():
+    look, cutout = SimpleNamespace(fwhm=3.0), SimpleNamespace(shape=(200, 200))
+    given = RunReference(look, cutout, None, None, None, "", 9, None, "circle", varying=np.array([[20.0, 20.0]]),
+                         reach=10.0)
+    places = np.random.default_rng(2).uniform(0, 199, (60, 2))
+    assert also_varying(given, places[:0]) is given
+    few = also_varying(given, np.vstack([[[20.4, 20.0]], places[:5]]))  # the first is the one that was given
+    np.testing.assert_array_equal(few.varying, np.vstack([given.varying, places[:5]]))
+    assert few.reach == 10.0
+    assert also_varying(given, places).reach == pytest.approx(6.0)
 
 
 def test_rows_that_vary_are_those_at_the_places_and_all_entries_of_the_same_star():

@@ -41,6 +41,11 @@ class CovarianceCorrection:
     summed over the pixels with the most starlight, s is that of all others. So nothing is transformed, and it takes one
     product of matrices for all stars of an image: a twentieth of the time of their models on the whole frame.
 
+    What of N^-1 g lies outside of the span is missing, and where the kernel varies M is itself approximate. So
+    :math:`g^T N^{-1} g` comes out too small for an image in which the brightest stars are masked, of which M is mostly
+    made: on simulated fields of 100 px without one to six of them by up to 9 % with a constant kernel, by up to 45 %
+    with degree 1 (the shared estimate is off by factors of 0.1 to 4). With degree 2 it was up to 22 % without any mask.
+
     Parameters
     ----------
     plan : ReferencePlan

@@ -231,7 +231,7 @@ class Block:
         ok = usable & (lost <= limit) & ((flags & SOURCE_FLAGS.outside) == 0)
         flux = (one.weights * pixels.values).sum(axis=(1, 2)).astype(xp.float64)
         raw, (flux, variance) = flux, lever.put_right(name, flux)
-        flags = flags | xp.where(xp.isfinite(flux), 0, SOURCE_FLAGS.sets_kernel).astype(xp.int32)
+        flags = flags | xp.where(usable & ~xp.isfinite(flux), SOURCE_FLAGS.sets_kernel, 0).astype(xp.int32)
         if name == "psf" and self.stars.convolved:
             excess = self._misfit(one, raw)
             variance = variance * excess

@@ -25,7 +25,8 @@ from gpudia.photometry.stamps import ForcedFluxes, Stamps, StampsOn
 
 __all__ = ["forced_photometry", "measure_apertures", "psf_photometry"]
 
-#: Stars of which so much is kept at a time: positions, PSFs and the reference under them, some 25 kB a star.
+#: Stars of which so much is kept at a time: positions, PSFs and the reference under them, some 25 kB a star,
+#: more with large kernels, and that for each size of stamps: the fewer, the more sizes there are.
 _STARS_AT_ONCE = 8192
 #: Leverage from which on stars are measured on stamps twice as wide, as the wings pull, too. Few have more.
 _HIGH_LEVERAGE = 0.05
@@ -299,9 +300,11 @@ def _found(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
                 column[i, which] = values
         leverage[i, which] = levers
 
-    for start in range(0, n, _STARS_AT_ONCE):
-        stop = min(start + _STARS_AT_ONCE, n)
-        parts = [(size, which) for size in sorted(set(sizes)) for which in _parts(stars, start, stop, size, epochs[0])]
+    wanted = sorted(set(sizes))
+    at_once = max(1, _STARS_AT_ONCE // len(wanted))
+    for start in range(0, n, at_once):
+        stop = min(start + at_once, n)
+        parts = [(size, which) for size in wanted for which in _parts(stars, start, stop, size, epochs[0])]
         blocks = backend.run_all(lambda part: Block(stars[part[1]], part[0], epochs[0].noise), parts)
         backend.run_all(measure, [(which, block, i) for (size, which), block in zip(parts, blocks, strict=True)
                                   for i in range(len(epochs)) if sizes[i] == size])

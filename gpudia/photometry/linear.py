@@ -74,7 +74,7 @@ class EpochNoise:
     background_terms: Terms | None = None
     shared: float = 0.0
     fitted: Any = None
-    correction: Callable[[Any], tuple[Any, Any]] | None = None
+    correction: Callable[[Any, Any], tuple[Any, Any]] | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(np.shape(self.image_variance))

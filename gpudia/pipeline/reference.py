@@ -245,15 +245,24 @@ def also_varying(reference: RunReference, places: np.ndarray) -> RunReference:
     """Return the reference with further places (N, 2) that are kept out of the fit, but for those that are already."""
     if len(reference.varying) and len(places):
         places = places[cKDTree(reference.varying).query(places)[0] > 1]
-    return replace(reference, varying=np.vstack([reference.varying, places])) if len(places) else reference
+    if not len(places):
+        return reference
+    varying = np.vstack([reference.varying, places])
+    reach = _not_too_far(reference.reach, varying, reference.cutout.shape, reference.look.fwhm)
+    return replace(reference, varying=varying, reach=reach)
 
 
 def _reach(varying: np.ndarray, shape: tuple[int, int], fwhm: float, widths: Sequence[float]) -> float:
     """Radius of what is kept out around each of `varying`; of the seeing of most frames, not of one out of focus."""
     fwhm = fwhm if math.isfinite(fwhm) else 3.0
     widest = max(min(max(widths), 1.5 * float(np.median(widths))), fwhm) if widths else fwhm
-    share = np.pi * (_TARGET * widest) ** 2 * len(varying) / math.prod(shape)
-    return _TARGET * (widest if share <= _MOST_OUT else fwhm)
+    return _not_too_far(_TARGET * widest, varying, shape, fwhm)
+
+
+def _not_too_far(reach: float, varying: np.ndarray, shape: tuple[int, int], fwhm: float) -> float:
+    """Return this radius where it takes no more than a quarter of the pixels, else that of the reference's seeing."""
+    share = np.pi * reach**2 * len(varying) / math.prod(shape)
+    return reach if share <= _MOST_OUT else _TARGET * (fwhm if math.isfinite(fwhm) else 3.0)
 
 
 def _discs(centres: np.ndarray, shape: tuple[int, int], radius: float) -> np.ndarray:
