@@ -348,7 +348,7 @@ class DIAPhotometryAnalyst:
         cards = provenance(active_backend().name, self.reference_name, {
             "KSIZE": (self.kernel_size, "[pix] side of the kernel"),
             "SCALE": (float(stack.scale[0]), "image flux over reference flux"),
-            "SCALEERR": (float(stack.scale_error[0]), "1 sigma of SCALE"),
+            "SCALEERR": (float(stack.scale_error[0]), "1 sigma of SCALE by noise"),
             "CHI2": (float(stack.chi2[0]), "chi^2 per degree of freedom of the fit"),
             "FLAGS": (self.flags, "bits of gpudia.flags.FRAME_FLAGS")})
         moved = wcs_of_image(reference.wcs, self.registration, image.shape)

@@ -167,7 +167,7 @@ def write_difference(path: Path, look: Look, stack: DifferenceStack, i: int, bit
         "SDEGREE": (config.spatial_degree, "degree of the kernel over the frame"),
         "BDEGREE": (config.background_degree, "degree of the background"),
         "SCALE": (float(stack.scale[i]), "image flux over reference flux, at the centre"),
-        "SCALEERR": (float(stack.scale_error[i]), "1 sigma of SCALE"),
+        "SCALEERR": (float(stack.scale_error[i]), "1 sigma of SCALE by noise"),
         "CHI2": (float(stack.chi2[i]), "chi^2 per degree of freedom of the fit"),
         "FLAGS": (look.flags, "bits of gpudia.flags.FRAME_FLAGS"), "MJD": (look.mjd, "[d] mid-exposure, UTC")})
     write_stack_image(path, stack, i, bits, cards, reference.cutout.wcs, more)

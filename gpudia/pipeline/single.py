@@ -150,7 +150,7 @@ def subtract_files(reference: str | Path, image: str | Path, output: str | Path,
     cards = provenance(backend.name, reference.name, {
         "IMAGE": (image.name, "the frame"), "KSIZE": (made.kernel_size, "[pix] side of the kernel"),
         "SCALE": (float(stack.scale[0]), "image flux over reference flux, at the centre"),
-        "SCALEERR": (float(stack.scale_error[0]), "1 sigma of SCALE"),
+        "SCALEERR": (float(stack.scale_error[0]), "1 sigma of SCALE by noise"),
         "CHI2": (float(stack.chi2[0]), "chi^2 per degree of freedom of the fit"),
         "FLAGS": (flags, "bits of gpudia.flags.FRAME_FLAGS")})
     write_stack_image(output, stack, 0, placed.bits[0] | stack.flags[0], cards, made.cutout.wcs)
