@@ -109,6 +109,12 @@ def test_variance_equals_explicit_matrices(disc, polynomials):
         assert_allclose(found[i], expected, rtol=1e-10)
 
 
+def test_no_stars_have_no_variances():
+    plane = np.ones((40, 40))
+    noise = EpochNoise(plane, np.eye(5) / 5, plane, plane, np.eye(26))
+    assert linear_flux_variance(np.ones((0, 7, 7)), Stamps(np.empty((0, 2)), 7), noise).shape == (0,)
+
+
 def test_the_noise_that_an_image_shares_with_a_stack_is_counted_once():
     """Errors over 4000 draws of images of which a quarter of the reference is one's own; 1.1 % of statistics each."""
     rng = np.random.default_rng(9)

@@ -257,7 +257,7 @@ class NoiseUnder:
         lags = self.backend.irfft2(self._spectra * xp.conj(spectra), (self.side, self.side))
         # lags[v] = sum_x a(x) R(x + v - h), so that the kernel's offset is u = h - v: read it backwards
         lags = lags[:, 2 * h::-1, 2 * h::-1] if h else lags[:, :1, :1]
-        lags = xp.take(lags.reshape(len(lags), -1), self._free, axis=1)
+        lags = xp.take(lags.reshape(len(lags), (2 * h + 1) ** 2), self._free, axis=1)
         terms = self.kernel_terms.astype(self.dtype)
         parts = [terms[:, p, None] * lags for p in range(int(terms.shape[1]))]
         return xp.concatenate([*parts, self._background.astype(self.dtype) * total[:, None]], axis=1)
@@ -321,7 +321,6 @@ def finite(stamps: Any) -> Any:
 
 
 def inner(a: Any, b: Any) -> Any:
-    """Inner products of the rows of a and b (S, ...), (S,) float64."""
+    """Inner products of the rows of a and b, (S, n) each: (S,) float64."""
     xp = backend_of(a).xp
-    n = len(a)
-    return xp.einsum("ij,ij->i", a.reshape(n, -1), b.reshape(n, -1)).astype(xp.float64)
+    return xp.einsum("ij,ij->i", a, b).astype(xp.float64)
