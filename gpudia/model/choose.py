@@ -235,9 +235,8 @@ def _criteria(plan: ReferencePlan, stack: DifferenceStack, image: int, supports:
 
 def _equations_of(plan: ReferencePlan, stack: DifferenceStack, image: int) -> tuple[Any, Any]:
     """Weights and data (1, T, h, w), in the units of the fit, with which an image entered the last pass."""
-    xp, unit, tiling = plan.backend.xp, plan.given.unit, plan.design.tiling
-    variance = stack.variance[image].astype(xp.float64) * unit**2
-    data = (stack.difference[image] + stack.model[image]).astype(xp.float64) * unit
-    used = plan.fit_pixels & (stack.flags[image] == 0) & xp.isfinite(data) & (variance > 0)
-    weights = xp.where(used, 1.0 / xp.where(used, variance, 1.0), 0.0)
-    return tuple(tiling.split(plane[None]) for plane in (weights, xp.where(used, data, 0.0)))
+    xp, tiling = plan.backend.xp, plan.design.tiling
+    data = (stack.difference[image] + stack.model[image]).astype(xp.float64) * plan.given.unit
+    weights = plan.weights_of(stack, image)
+    used = (weights > 0) & xp.isfinite(data)
+    return tuple(tiling.split(xp.where(used, plane, 0.0)[None]) for plane in (weights, data))

@@ -101,7 +101,7 @@ class CovarianceCorrection:
             N^-1 g with N of the fit's last pass; C g where that cannot be said.
         """
         xp, given = self._design.xp, self._plan.given
-        weights = self._weights(stack, image)
+        weights = self._plan.weights_of(stack, image)
         x = rows @ given.shared
         q = (rows * x).sum(axis=1)
         size = xp.sqrt(xp.where(q > 0, q, 1.0))
@@ -123,12 +123,6 @@ class CovarianceCorrection:
             return rows @ stack.covariance[image], more @ stack.covariance[image]
         change = inverses[0] - inverses[1]
         return (inverses[0] @ seen).T @ x, more @ given.shared / usual + (change @ (x @ more.T)).T @ x
-
-    def _weights(self, stack: DifferenceStack, image: int) -> Any:
-        """Inverse variances in the units of the fit, (H, W); 0 where a pixel took no part in it."""
-        xp, variance = self._design.xp, stack.variance[image]
-        used = self._plan.fit_pixels & (stack.flags[image] == 0) & (variance > 0)
-        return xp.where(used, 1.0 / (xp.where(used, variance, 1.0) * self._plan.given.unit**2), 0.0)
 
     def _model(self, a: Any) -> Any:
         """U a at the bright pixels: coefficients (D, n) to (D, P)."""

@@ -378,15 +378,18 @@ class ReferencePlan:
         matrices = 4 * self.settings.exact_covariance + ("covariance" in keep)
         return int((8 * planes + 1) * math.prod(self.shape)) + 8 * matrices * self.design.n_parameters**2
 
-    @property
-    def _last(self) -> Any:
-        """Pixels that may take part in the last pass, bool (T, h, w)."""
-        return self._selection.usable if self.fitter.informative is None else self.fitter.informative
-
     @cached_property
     def fit_pixels(self) -> Any:
         """Pixels that may take part in the last pass of a fit, bool (H, W), on the plan's backend."""
-        return self.design.tiling.join(self._last, False)
+        pixels = self._selection.usable if self.fitter.informative is None else self.fitter.informative
+        return self.design.tiling.join(pixels, False)
+
+    def weights_of(self, stack: DifferenceStack, image: int) -> Any:
+        """Weights (H, W) float64, in the units of the fit, of an image in the last pass; 0 where it took no part."""
+        xp = self.backend.xp
+        variance = stack.variance[image].astype(xp.float64)
+        used = self.fit_pixels & (stack.flags[image] == 0) & (variance > 0)
+        return xp.where(used, 1.0 / (xp.where(used, variance, 1.0) * self.given.unit**2), 0.0)
 
     @cached_property
     def correction(self) -> CovarianceCorrection:
