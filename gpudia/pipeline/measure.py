@@ -38,10 +38,10 @@ from gpudia.photometry import (
 from gpudia.photometry.crowded import first_of_place
 from gpudia.photometry.psf import to_size
 from gpudia.photometry.stamps import StampsOn
-from gpudia.pipeline.reference import RunReference
+from gpudia.pipeline.reference import RunReference, widest_seeing
 
 __all__ = ["EpochFluxes", "Measures", "measure_batch", "prepare_measures", "recommended", "separated",
-           "side_of_stamps", "widest_seeing"]
+           "side_of_stamps"]
 
 log = logging.getLogger("gpudia.pipeline")
 
@@ -163,11 +163,6 @@ def recommended(measures: Measures, epochs: Sequence[EpochFluxes]) -> str:
         off = off[bright][np.isfinite(off[bright])]
         disagree.append(bool(len(off)) and float(np.median(off)) > _DISAGREE)
     return "ap" if 4 * sum(disagree) > len(disagree) else "psf"
-
-
-def widest_seeing(fwhms: list[float]) -> float:
-    """The worst seeing, but not that of a frame out of focus."""
-    return min(max(fwhms), 1.5 * float(np.median(fwhms)))
 
 
 def side_of_stamps(fwhm: float, radius: float, most: int | None = None) -> int:

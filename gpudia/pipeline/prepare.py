@@ -169,8 +169,10 @@ def place_batch(batch: Sequence[Prepared], shape: tuple[int, int], backend: Back
     data, variance, bits = (to_device(plane, backend) for plane in host)
     error, ratio = xp.sqrt(variance, dtype=xp.float64), None
     with stage("prepare"):
-        for i in sorted(set(range(len(batch))) - set(shifted)):
-            data[i], variance, bits[i], own = _mapped(batch[i], shape, backend)
+        for i, prepared in enumerate(batch):
+            if i in shifted:
+                continue
+            data[i], variance, bits[i], own = _mapped(prepared, shape, backend)
             error[i] = xp.sqrt(variance)
             host[2][i] = to_host(bits[i])
             if own is not None:

@@ -25,7 +25,7 @@ from gpudia.pipeline.prepare import PreparedBatch
 from gpudia.pipeline.stages import stage
 
 __all__ = ["RunReference", "also_varying", "carried_model", "make_reference", "provisional", "reference_of",
-           "settle_model", "trial_looks"]
+           "settle_model", "trial_looks", "widest_seeing"]
 
 log = logging.getLogger("gpudia.pipeline")
 
@@ -252,10 +252,15 @@ def also_varying(reference: RunReference, places: np.ndarray) -> RunReference:
     return replace(reference, varying=varying, reach=reach)
 
 
+def widest_seeing(fwhms: Sequence[float]) -> float:
+    """The worst seeing, but not that of a frame out of focus."""
+    return min(max(fwhms), 1.5 * float(np.median(fwhms)))
+
+
 def _reach(varying: np.ndarray, shape: tuple[int, int], fwhm: float, widths: Sequence[float]) -> float:
-    """Radius of what is kept out around each of `varying`; of the seeing of most frames, not of one out of focus."""
+    """Radius of what is kept out around each of `varying`, by the worst seeing."""
     fwhm = fwhm if math.isfinite(fwhm) else 3.0
-    widest = max(min(max(widths), 1.5 * float(np.median(widths))), fwhm) if widths else fwhm
+    widest = max(widest_seeing(widths), fwhm) if widths else fwhm
     return _not_too_far(_TARGET * widest, varying, shape, fwhm)
 
 

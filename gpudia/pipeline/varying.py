@@ -21,9 +21,9 @@ from gpudia.images import sky_and_noise
 from gpudia.photometry import choose_aperture_radius, empirical_psf, plainly_varying
 from gpudia.pipeline.epochs import KEEP, flagged
 from gpudia.pipeline.looks import FrameStore, Look, frame_errors
-from gpudia.pipeline.measure import EpochFluxes, Measures, measure_batch, side_of_stamps, widest_seeing
+from gpudia.pipeline.measure import EpochFluxes, Measures, measure_batch, side_of_stamps
 from gpudia.pipeline.prepare import images_at_once, in_batches, place_batch, prepare
-from gpudia.pipeline.reference import RunReference, carried_model
+from gpudia.pipeline.reference import RunReference, carried_model, widest_seeing
 from gpudia.pipeline.warned import warnings_logged
 
 __all__ = ["find_varying"]
