@@ -64,6 +64,9 @@ def make_cupy_backend() -> Backend:
         ok = ok & (wrong < 1e-3)
         return cp.where(ok[:, None, None], inverse, cp.nan), ok
 
+    def irfft2(a: Any, shape: tuple[int, int], rows: int | None = None) -> Any:
+        return cufft.irfft2(a, s=shape)[..., :rows, :]
+
     def free_bytes() -> int:
         return int(cp.cuda.Device().mem_info[0] + cp.get_default_memory_pool().free_bytes())
 
@@ -75,7 +78,7 @@ def make_cupy_backend() -> Backend:
 
     return Backend(
         name="cupy", xp=cp, array_type=cp.ndarray, upload=cp.asarray, download=cp.asnumpy,
-        rfft2=lambda a, shape: cufft.rfft2(a, s=shape), irfft2=lambda a, shape: cufft.irfft2(a, s=shape),
+        rfft2=lambda a, shape: cufft.rfft2(a, s=shape), irfft2=irfft2,
         inverse_spd=inverse_spd, eigh=cp.linalg.eigh, free_bytes=free_bytes,
         release=pool.free_all_blocks, at_once=at_once,
         least_pixels=1, workers=1, tile_side=512, run_all=run_all, device=properties["name"].decode(),

@@ -45,11 +45,16 @@ def _fft_workers(planes: np.ndarray) -> int:
 
 
 def _rfft2(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    return scipy.fft.rfft2(array, s=shape, workers=_fft_workers(array))
+    """One axis after the other: rows of zeros are not transformed, which saves a quarter for small stamps."""
+    workers = _fft_workers(array)
+    rows = scipy.fft.rfft(array[..., :shape[0], :], shape[1], workers=workers)
+    return scipy.fft.fft(rows, shape[0], axis=-2, overwrite_x=True, workers=workers)
 
 
-def _irfft2(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    return scipy.fft.irfft2(array, s=shape, workers=_fft_workers(array))
+def _irfft2(array: np.ndarray, shape: tuple[int, int], rows: int | None = None) -> np.ndarray:
+    workers = _fft_workers(array)
+    columns = scipy.fft.ifft(array, shape[0], axis=-2, workers=workers)[..., :rows, :]
+    return scipy.fft.irfft(columns, shape[1], workers=workers)
 
 
 def _inverse_spd(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

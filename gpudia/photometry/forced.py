@@ -215,8 +215,8 @@ def measure_apertures(difference: NDArray[Any], variance: NDArray[Any], mask: ND
 
 
 def _in_dtype(noise: EpochNoise, dtype: str) -> EpochNoise:
-    """With the covariance, which all blocks of stars need, in the dtype of the work."""
-    if noise.covariance is None:
+    """With the covariance, which all blocks of stars need, in the dtype of the work, if it is an array."""
+    if not hasattr(noise.covariance, "astype"):
         return noise
     return replace(noise, covariance=noise.covariance.astype(dtype, copy=False))
 

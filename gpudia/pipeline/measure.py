@@ -184,7 +184,7 @@ def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStac
     plan : ReferencePlan
         That made the stack.
     stack : DifferenceStack
-        With covariance and image variance kept.
+        With what `gpudia.pipeline.epochs.kept` names.
     bits : dict of (H, W) uint8
         Pixel flags of the images to be measured, host side, by their number in the stack.
     noise_ratio : (B, H, W) or None
@@ -286,10 +286,12 @@ def _noise(measures: Measures, reference: tuple[Any, Any], plan: ReferencePlan, 
     """What the noise of one image is made of, on its backend; `reference` is its variance and itself, there once."""
     own = stack.image_variance[i] if noise_ratio is None else stack.image_variance[i] * noise_ratio[i]
     constant = stack.coefficients.shape[1] == 1
-    correction = partial(plan.correction, stack, i) if stack.covariance_kind == "shared" else None
+    exact = stack.covariance_kind == "exact"
+    covariance = stack.covariance[i] if exact else plan.given.estimate(stack.covariance_terms[i])
+    correction = None if exact else partial(plan.correction, stack, i)
     return EpochNoise(
         own, stack.coefficients[i, 0] if constant else stack.coefficients[i],
-        *reference, stack.covariance[i], stack.support, None if constant else stack.terms_at,
+        *reference, covariance, stack.support, None if constant else stack.terms_at,
         partial(evaluate_terms, measures.background_degree, shape=measures.shape), share, plan.fit_pixels, correction)
 
 
