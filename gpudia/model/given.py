@@ -50,7 +50,8 @@ class GivenUnits:
             covariance = self._transformed(fit.covariance)
             variances = xp.diagonal(covariance, axis1=-2, axis2=-1)
         else:
-            s, t = self.shared_terms(fit).T
+            terms = self.shared_terms(fit)
+            s, t = terms[:, 0], terms[:, 1]
             variances = s[:, None] * xp.diagonal(self.shared.matrix) + t[:, None] * self.shared.vector**2
         kind = fit.variance.dtype if self.fits_single else xp.float64
         own, variance = (plane.astype(kind) / unit**2 for plane in (fit.image_variance, fit.variance))
@@ -71,7 +72,8 @@ class GivenUnits:
         if fit.covariance is not None:
             return fit.covariance
         C, v = self.shared.matrix, self.shared.vector
-        s, t = self.shared_terms(fit).T
+        terms = self.shared_terms(fit)
+        s, t = terms[:, 0], terms[:, 1]
         return s[:, None, None] * C + t[:, None, None] * (v[:, None] * v)
 
     def _transformed(self, C: Any) -> Any:

@@ -43,6 +43,7 @@ class Stars:
     """Where the stars are and what their light looks like; host side.
 
     `psf` is the epoch's or, if `convolved`, the reference's, which each epoch's kernel is to be convolved with.
+    `numbers` are those of the stars among all.
     """
 
     positions: FloatArray
@@ -52,8 +53,11 @@ class Stars:
     psf: Any = None
     convolved: bool = False
     radius: float = 0.0
+    numbers: Any = None
 
     def __post_init__(self) -> None:
+        if self.numbers is None:
+            self.numbers = np.arange(len(self.positions))
         if self.psf is not None:
             self.psf = check_psf(self.psf)
             if self.psf.ndim == 3 and len(self.psf) != len(self.positions):
@@ -70,7 +74,8 @@ class Stars:
 
     def __getitem__(self, which: Any) -> Stars:
         psf = self.psf if self.psf is None or self.psf.ndim == 2 else self.psf[which]
-        return Stars(self.positions[which], self.shape, self.backend, self.dtype, psf, self.convolved, self.radius)
+        return Stars(self.positions[which], self.shape, self.backend, self.dtype, psf, self.convolved, self.radius,
+                     self.numbers[which])
 
 
 class Under(NamedTuple):

@@ -202,12 +202,13 @@ class NoiseUnder:
         self.stamps, self.backend, self.side, self.dtype = stamps, stamps.backend, side, dtype
         self.half = noise.kernel_size // 2
         self._to_centre = self._phase(self.half)
+        wide = StampsOn(stamps.stamps, stamps.shape, stamps.backend)
         self.kernel_terms = self._terms(noise.kernel_terms)
         self._variance = self._spectra = None
         if noise.reference_variance is not None:
-            self._variance = finite(stamps.gather(noise.reference_variance, self.half).astype(dtype))
+            self._variance = finite(wide.gather(noise.reference_variance, self.half).astype(dtype))
         if noise.covariance is not None:
-            reference = finite(stamps.gather(noise.reference, self.half).astype(dtype))
+            reference = finite(wide.gather(noise.reference, self.half).astype(dtype))
             self._spectra = self.backend.rfft2(reference, (side, side))
             free = np.ones((noise.kernel_size,) * 2, bool) if noise.support is None else np.asarray(noise.support, bool)
             self._free = to_device(np.flatnonzero(free), self.backend)

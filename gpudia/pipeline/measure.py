@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,11 @@ class Measures:
     pairs: NDArray[np.int64]
     first: NDArray[np.int64]
     varying: NDArray[np.bool_]
+
+    @cached_property
+    def ready(self) -> dict[Any, Any]:
+        """What the photometry of one batch keeps for the next."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -306,7 +311,7 @@ def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits]
     psf = measures.psf.at(measures.positions) if measures.psf.varies else measures.psf.stamp
     found = forced_photometry(stack.difference[some], stack.variance[some], flags, measures.positions, psf,
                               list(noises.values()), radius=measures.radius, stamp_size=[sizes[i] for i in which],
-                              max_masked_fraction=_MASKED)
+                              max_masked_fraction=_MASKED, ready=measures.ready)
     return {i: {name: ForcedFluxes(*(column[row] for column in fluxes)) for name, fluxes in found.items()}
             for row, i in enumerate(which)}
 
