@@ -73,6 +73,12 @@ class SharedCovariance:
             found[:, first:last] = rows[:, first:] @ factor[first:, first:last]
         return found
 
+    def solved(self, rows: Any) -> Any:
+        """C g of rows (S, n), computed in single precision from the coordinates, (S, n) in the dtype of the rows."""
+        single = rows.astype(np.float32)
+        found = self.coordinates(single)[:, :-1] @ self._in(single.dtype)[0].T
+        return found.astype(rows.dtype)
+
     def times(self, coordinates: Any, s: Any, t: Any) -> Any:
         """What the inner product with coordinates (S, n + 1) makes g^T (s C + t v v^T) h of, (S, n + 1)."""
         xp, n = self._xp, len(self.vector)
