@@ -47,6 +47,8 @@ class Backend:
         ``(array, shape, rows=None) -> array``: back again, of that shape; if `rows` is given, its first rows only.
     inverse_spd : callable
         ``(a (B, n, n)) -> (inverse (B, n, n), ok (B,) bool)`` of symmetric positive definite matrices.
+    cholesky : callable
+        ``(a (n, n)) -> L (n, n)``, lower triangular, a = L L^T; all NaN where `a` is not positive definite.
     eigh : callable
         ``(a (n, n)) -> (eigenvalues, eigenvectors)``.
     free_bytes : callable
@@ -76,6 +78,7 @@ class Backend:
     rfft2: Callable[[Array, tuple[int, int]], Array]
     irfft2: Callable[..., Array]
     inverse_spd: Callable[[Array], tuple[Array, Array]]
+    cholesky: Callable[[Array], Array]
     eigh: Callable[[Array], tuple[Array, Array]]
     free_bytes: Callable[[], int]
     release: Callable[[], None]

@@ -53,6 +53,10 @@ def make_cupy_backend() -> Backend:
     if pool.get_limit() == 0:  # the driver and cuFFT's plans need the rest
         pool.set_limit(fraction=_POOL_SHARE)
 
+    def cholesky(a: Any) -> Any:
+        factor = cp.linalg.cholesky(a)  # not positive definite: NaN or a non-positive diagonal, no exception
+        return cp.where((cp.diagonal(factor) > 0).all(), factor, cp.nan)
+
     def inverse_spd(a: Any) -> tuple[Any, Any]:
         factor = cp.linalg.cholesky(a)  # not positive definite: NaN or a non-positive diagonal, no exception
         diagonal = cp.diagonal(factor, axis1=-2, axis2=-1)
@@ -79,7 +83,7 @@ def make_cupy_backend() -> Backend:
     return Backend(
         name="cupy", xp=cp, array_type=cp.ndarray, upload=cp.asarray, download=cp.asnumpy,
         rfft2=lambda a, shape: cufft.rfft2(a, s=shape), irfft2=irfft2,
-        inverse_spd=inverse_spd, eigh=cp.linalg.eigh, free_bytes=free_bytes,
+        inverse_spd=inverse_spd, cholesky=cholesky, eigh=cp.linalg.eigh, free_bytes=free_bytes,
         release=pool.free_all_blocks, at_once=at_once,
         least_pixels=1, workers=1, tile_side=512, run_all=run_all, device=properties["name"].decode(),
     )

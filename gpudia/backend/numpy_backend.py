@@ -73,6 +73,12 @@ def _inverse_spd(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return inverse, ok
 
 
+def _cholesky(a: np.ndarray) -> np.ndarray:
+    with _libraries.limit(limits=1 if len(a) < _LEAST_THREADED else None, user_api="blas"):
+        factor, failed = lapack.dpotrf(a, lower=1, clean=1)
+    return np.full_like(a, np.nan) if failed else np.ascontiguousarray(factor)
+
+
 def _free_bytes() -> int:
     try:
         with open("/proc/meminfo") as lines:
@@ -100,7 +106,7 @@ def make_numpy_backend() -> Backend:
     """Return the backend of NumPy arrays."""
     return Backend(
         name="numpy", xp=np, array_type=np.ndarray, upload=lambda a: a, download=np.asarray,
-        rfft2=_rfft2, irfft2=_irfft2, inverse_spd=_inverse_spd, eigh=np.linalg.eigh,
+        rfft2=_rfft2, irfft2=_irfft2, inverse_spd=_inverse_spd, cholesky=_cholesky, eigh=np.linalg.eigh,
         free_bytes=_free_bytes, release=lambda: None, at_once=lambda _: 1,
         least_pixels=_LEAST_PIXELS, workers=cores(), tile_side=300, run_all=_run_all,
         device=f"cpu, {cores()} cores",

@@ -36,7 +36,8 @@ class SharedCovariance:
 
     def __init__(self, matrix: Any, vector: Any) -> None:
         self.matrix, self.vector = matrix, vector
-        self._xp = backend_of(matrix).xp
+        self._backend = backend_of(matrix)
+        self._xp = self._backend.xp
         self._cast: dict[Any, tuple[Any, Any]] = {}
 
     @cached_property
@@ -46,12 +47,8 @@ class SharedCovariance:
         size = xp.sqrt(xp.maximum(xp.diagonal(self.matrix), 0.0))
         size = xp.where(size > 0, size, 1.0)
         alike = self.matrix / (size[:, None] * size) + _RIDGE * xp.eye(len(size))
-        try:
-            factor = size[:, None] * xp.linalg.cholesky(alike)
-        except np.linalg.LinAlgError:
-            return None
-        # CuPy raises nothing
-        return factor if scalar(xp.isfinite(factor).all() & (xp.diagonal(factor) > 0).all()) else None
+        factor = size[:, None] * self._backend.cholesky(alike)
+        return factor if scalar(xp.isfinite(factor).all()) else None
 
     def _in(self, dtype: Any) -> tuple[Any, Any]:
         """L (C itself where there is none) and v in a dtype."""

@@ -29,7 +29,7 @@ __all__ = ["forced_photometry", "measure_apertures", "psf_photometry"]
 #: more with large kernels, and that for each size of stamps: the fewer, the more sizes there are.
 _STARS_AT_ONCE = 8192
 #: Stars on stamps of a size of which what is ready is kept for the next stack, some 60 kB each.
-_KEPT = 4096
+_KEPT = 2048
 #: Leverage from which on stars are measured on stamps twice as wide, as the wings pull, too. Few have more.
 _HIGH_LEVERAGE = 0.05
 

@@ -68,8 +68,8 @@ class Readers(Executor):
     """Processes on this machine, one for each core that is to be used.
 
     They read and register frames, and do whole batches where the arrays are NumPy's and the memory holds as many.
-    Processes, since threads take turns: with two of them two cores read a 300 px frame hardly faster than with one, and
-    solve and measure a batch of them in @SOLVED@ of the time that two processes need for two batches.
+    Processes, since threads take turns: with two of them two cores read 300 px frames hardly faster than with one, and
+    take a tenth longer to solve and measure them than two processes.
     """
 
     def __init__(self, count: int) -> None:

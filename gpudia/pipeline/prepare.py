@@ -42,6 +42,8 @@ _INPUT_PLANES = 8
 _MOST_IMAGES = 32
 #: What a plan holds, as planes and matrices of float64, with a margin.
 _PLAN_PLANES, _PLAN_MATRICES = 40, 6
+#: Bytes of what the photometry keeps from batch to batch, at most.
+_STARS_READY = 200 << 20
 #: Pixels around the mapped region that the interpolation needs.
 _MARGIN = 5
 
@@ -161,7 +163,7 @@ def images_at_once(plan: ReferencePlan, config: RunConfig, backend: Backend, kee
 def bytes_of_batch(plan: ReferencePlan, images: int, keep: tuple[str, ...] = ()) -> int:
     """Memory of a process that works on a batch of so many frames, its plan included."""
     held = _PLAN_PLANES * math.prod(plan.shape) + _PLAN_MATRICES * plan.design.n_parameters**2
-    return images * _bytes_per_image(plan, keep) + 8 * held
+    return images * _bytes_per_image(plan, keep) + 8 * held + _STARS_READY
 
 
 def _bytes_per_image(plan: ReferencePlan, keep: tuple[str, ...]) -> int:
