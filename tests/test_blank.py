@@ -21,7 +21,7 @@ def places(n=60, flux=10.0, mask=None, varying=None):
     stars = rng.uniform(0, (SHAPE[1], SHAPE[0]), (n, 2))
     varying = np.zeros(n, bool) if varying is None else varying
     mask = np.zeros(SHAPE, bool) if mask is None else mask
-    return stars, blank_places(mask, stars, np.full(n, flux), np.ones(n), varying, FWHM)
+    return stars, blank_places(mask, stars, np.full(n, flux), np.ones(n), varying, FWHM, 6)
 
 
 @pytest.mark.parametrize(("flux", "varying", "reach"), [(10.0, False, 1), (1e4, False, 2), (np.nan, False, 2),
@@ -42,7 +42,9 @@ def test_no_places_where_there_is_no_room():
     assert places(12_000)[1].shape == (0, 2)
     assert places(mask=np.ones(SHAPE, bool))[1].shape == (0, 2)
     none = np.empty(0)
-    assert len(blank_places(np.zeros(SHAPE), np.empty((0, 2)), none, none, none.astype(bool), FWHM)) == 256
+    found = [len(blank_places(np.zeros(SHAPE), np.empty((0, 2)), none, none, none.astype(bool), FWHM, n))
+             for n in (0, 16, 32, 64, 3000)]
+    assert found == [256, 256, 128, 64, 64]
 
 
 def widened(truth, seed=2, n=N):

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["blank_places", "with_sky_excess"]
 
 Float = NDArray[np.float64]
-#: Places at most, how many are tried, and how many tell something.
-_MOST, _TRIED, _FEWEST = 256, 2048, 16
+#: Places at most; in how many epochs so many may be measured, and how many are in all of a long series; how many are
+#: tried, and how many tell something.
+_MOST, _EPOCHS, _LEAST, _TRIED, _FEWEST = 256, 16, 64, 2048, 16
 #: Signal to noise of a bright star; FWHM to keep away from any star, a bright one, and one that may vary.
 _BRIGHT, _REACHES = 100.0, (1.0, 2.0, 3.0)
 #: What is looked for, as a share of the stated error.
@@ -29,7 +30,7 @@ _GRID = np.append(0.0, np.geomspace(0.03, 5.0, 52))
 
 
 def blank_places(mask: NDArray[Any], positions: Float, flux: Float, error: Float, varying: NDArray[np.bool_],
-                 fwhm: float) -> Float:
+                 fwhm: float, n_epochs: int) -> Float:
     """Choose places on a grid that are a FWHM away from stars and masked pixels, more from what is bright or varies.
 
     Parameters
@@ -44,11 +45,13 @@ def blank_places(mask: NDArray[Any], positions: Float, flux: Float, error: Float
         Which may vary: their light is on the differences.
     fwhm : float
         The worst seeing, pixels.
+    n_epochs : int
+        In how many they will be measured: what takes no time in a short series does in a long one.
 
     Returns
     -------
     (N, 2)
-        256 at most; none where there is no room for 16.
+        256 at most, 64 in long series; none where there is no room for 16.
     """
     height, width = mask.shape
     step = max(2 * fwhm, np.sqrt(mask.size / _TRIED))
@@ -65,7 +68,8 @@ def blank_places(mask: NDArray[Any], positions: Float, flux: Float, error: Float
     places = places[blank]
     if len(places) < _FEWEST:
         return np.empty((0, 2))
-    return places[np.linspace(0, len(places) - 1, min(len(places), _MOST)).round().astype(int)]
+    most = max(_LEAST, min(_MOST, _MOST * _EPOCHS // max(n_epochs, 1)))
+    return places[np.linspace(0, len(places) - 1, min(len(places), most)).round().astype(int)]
 
 
 def with_sky_excess(done: Sequence[Look], fluxes: Sequence[EpochFluxes], best: str) -> list[EpochFluxes]:

@@ -135,7 +135,7 @@ def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radiu
         {"ap": inside.flags, "psf": fitted.flags},
         np.where(cutout.mask != 0, np.nan, cutout.data).astype(float), cutout.variance.astype(float), cutout.shape,
         background_degree, pairs, first, varying,
-        blank_places(cutout.mask, positions, fitted.flux, fitted.error, varying, widest_seeing(known)))
+        blank_places(cutout.mask, positions, fitted.flux, fitted.error, varying, widest_seeing(known), len(fwhms)))
 
 
 def _at_places(positions: Float, first: NDArray[np.int64], places: Float, reach: float) -> NDArray[np.bool_]:
