@@ -54,8 +54,9 @@ _NUMBERS = ("shift_x", "shift_y", "registration_rms", "registration_max", "regis
             "iterations")
 _ABOUT = {
     "scale": "photometric scale, image over reference, at the centre",
-    "scale_err": "1 sigma of scale: noise of image and reference in the fit, wings that the kernel cannot reach, and "
-                 "what epsilon shows beyond 2 sigma; scale_err of light curves has the noise of the image alone",
+    "scale_err": "1 sigma of scale: noise of image and reference in the fit (of a stack: of its best frame, which has "
+                 "the unit), wings that the kernel cannot reach, and what epsilon shows beyond 2 sigma; scale_err of "
+                 "light curves has the noise of the image alone",
     "epsilon": "relative error of scale that the constant stars show",
     "model_error": "what the model leaves at bright constant stars beyond the noise, as a share of their flux",
     "sky_excess": "scatter of fluxes at blank places over their errors; what is beyond 1 is in the errors of all stars",
