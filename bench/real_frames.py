@@ -20,6 +20,7 @@ from astropy.io import fits
 from astropy.table import Row, Table
 from common import RESULTS, save
 from matplotlib.figure import Figure
+from scipy.ndimage import binary_dilation, gaussian_filter
 from scipy.stats import chi2
 
 from gpudia import read_lightcurves
@@ -111,7 +112,9 @@ def rise_scatter(output: Path, *options: str) -> dict:
     epochs, curves = Table.read(output / "epochs.ecsv"), read_lightcurves(output)
     figures = {"exit": code, "frames_ok": int((epochs["status"] == "ok").sum()), "frames": len(epochs),
                "scale": [round(float(s), 4) for s in epochs["scale"]],
-               "registration_rms": [round(float(s), 3) for s in epochs["registration_rms"]]}
+               "registration_rms": [round(float(s), 3) for s in epochs["registration_rms"]],
+               "sky_excess": [round(float(s), 2) for s in epochs["sky_excess"]],
+               "model_error": [round(float(s), 4) for s in epochs["model_error"]]}
     flags, shift = np.asarray(curves.epochs["flags"]), np.asarray(curves.epochs["shift_x"])
     independent = flags & FRAME_FLAGS.is_reference == 0
     for name, chosen in (("all", independent), ("without_the_dither_of_100_px", independent & (np.abs(shift) < 50))):
@@ -122,6 +125,30 @@ def rise_scatter(output: Path, *options: str) -> dict:
         figures[f"scatter_over_error_{name}"] = {"stars": int(bright.sum()), "median": round(float(middle), 2),
                                                  "16_84_percent": [round(float(low), 2), round(float(high), 2)]}
     return figures
+
+
+def rise_pattern(_: Path) -> dict:
+    """Structure of the sky that stays on the detector: mean of the two dithered frames against that of the others.
+
+    Frames less their smooth sky, in detector coordinates, without stars, smoothed to 2 px; a shift is the control.
+    """
+    sky, good = {}, {}
+    for path in sorted((DATA / "rise").glob("*.fits")):
+        frame = fits.getdata(path).astype(float)[280:780, 280:780]
+        middle = np.median(frame)
+        rest = frame - gaussian_filter(np.where(np.abs(frame - middle) < 100, frame, middle), 20)
+        good[path.stem] = ~(binary_dilation(rest > 80, iterations=6) | (np.abs(rest) > 150))
+        sky[path.stem] = np.where(good[path.stem], rest, 0)
+    dithered = [name for name in sky if name.endswith(("_1_11_1_1", "_1_1_1_1"))]
+    groups = [dithered, [name for name in sky if name not in dithered]]
+    use = np.logical_and.reduce(list(good.values()))
+    weight = np.maximum(gaussian_filter(use.astype(float), 2), 0.3)
+    first, other = (gaussian_filter(np.where(use, np.mean([sky[n] for n in names], axis=0), 0), 2) / weight
+                    for names in groups)
+    covariance = float(np.cov(first[use], other[use])[0, 1])
+    return {"correlation": round(float(np.corrcoef(first[use], other[use])[0, 1]), 3),
+            "of_a_shifted_one": round(float(np.corrcoef(first[use], np.roll(other, (37, 53), (0, 1))[use])[0, 1]), 3),
+            "common_rms_percent_of_sky": round(100 * float(np.sqrt(covariance)) / 1000, 2)}
 
 
 def _robust_sigma(values: np.ndarray) -> float:
@@ -161,7 +188,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(scratch)
-        save("real_frames", {f.__name__: f(folder / f.__name__) for f in (rise, decam, eso085)})
+        save("real_frames", {f.__name__: f(folder / f.__name__) for f in (rise, rise_pattern, decam, eso085)})
     return 0
 
 

@@ -33,7 +33,7 @@ from gpudia.layers import layer_names, result_layers, wcs_of_image, write_layers
 from gpudia.model import DifferenceStack, ReferencePlan, check_kernel_size
 from gpudia.pipeline.looks import target_position
 from gpudia.pipeline.outputs import provenance
-from gpudia.pipeline.prepare import place_batch, prepare
+from gpudia.pipeline.prepare import place_batch, prepare, subtracted
 
 __all__ = [
     "DIAPhotometryAnalyst",
@@ -283,7 +283,7 @@ class DIAPhotometryAnalyst:
         data, error, mask = (to_device(a, backend) for a in (base.data, np.sqrt(base.variance), base.mask != 0))
         plan = ReferencePlan(data, self.kernel_size, error=error, mask=mask, background_degree=BACKGROUND_DEGREE,
                              solver="direct")
-        stack = plan.subtract(placed.data, placed.error, placed.mask, keep=("covariance", "image_variance")).to_host()
+        stack = subtracted(plan, placed, ("covariance", "image_variance")).to_host()
         stack.require_solution(0)
         if not stack.scale[0] > 0:
             raise FrameError(f"photometric scale must be positive, got {stack.scale[0]:.3g}")

@@ -27,7 +27,8 @@ def judged(delta, flux=FLUX, first=None, varying=None):
     epochs = []
     for d in delta:
         one = CombinedFluxes(d, error, flux + d, error)
-        epochs.append(EpochFluxes({"psf": one, "ap": one}, {"psf": flags, "ap": flags}, np.ones(S + 1), 1e-4))
+        epochs.append(EpochFluxes({"psf": one, "ap": one}, {"psf": flags, "ap": flags}, np.ones(S + 1), 1e-4,
+                                  blank=dict.fromkeys(("psf", "ap"), np.empty((2, 0)))))
     return looks, _judged(looks, epochs, measures, "psf", 0.01)
 
 

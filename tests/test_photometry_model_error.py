@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpudia.photometry import model_error
-from gpudia.photometry.model_error import _from_mean
+from gpudia.photometry.model_error import _from_the_others
 
 E, S = 60, 40
 FLUX = np.geomspace(1e5, 2e3, S)
@@ -22,10 +22,10 @@ def series(share, seed=1):
 
 
 def test_noise_alone_leaves_hardly_any():
-    """Two sigma of chance in each epoch: a few of 60 get a share, which is small against the noise."""
+    """The noise of the 20 brightest stars is 0.3 to 0.9 %: what chance makes of it in 60 epochs is small against it."""
     found = model_error(*series(0.0))
-    assert (found > 0).mean() < 0.1
-    assert np.median(found) == 0.0
+    assert np.median(found) < 0.001
+    assert found.max() < 0.003
 
 
 @pytest.mark.parametrize("share", [0.01, 0.03])
@@ -52,16 +52,15 @@ def test_a_third_of_variable_stars_does_no_harm():
     assert np.median(model_error(delta, sigma, total, good)) < 0.006
 
 
-def test_what_cannot_be_told_is_zero():
+def test_epochs_that_tell_nothing_take_what_is_common():
     delta, sigma, total, good = series(0.05)
     delta[3] = 0.0  # the reference itself
     good[4] = False
     good[5, 3:] = False
     delta[6] = np.nan
     found = model_error(delta, sigma, total, good)
-    others = np.median(found)
-    assert (np.abs(found[[3, 4, 5, 6]] - found[[3, 4, 5, 6]].min()) < 1e-12).all()  # what all have in common
-    assert found[3] <= others
+    assert np.ptp(found[[3, 4, 5, 6]]) < 1e-12
+    assert found[3] == pytest.approx(np.median(found), rel=0.05)
     assert model_error(np.empty((0, 3)), np.empty((0, 3)), np.empty((0, 3)), np.empty((0, 3), bool)).shape == (0,)
     assert (model_error(delta[:, :3], sigma[:, :3], total[:, :3], good[:, :3]) == 0).all()
 
@@ -77,11 +76,15 @@ def test_one_bad_epoch_does_not_spoil_the_means_and_errors_of_all():
     assert np.delete(found, 3).max() < 0.001
 
 
-def test_distances_from_means_of_unequal_epochs_are_of_unit_variance():
-    """Two epochs, one ten times as noisy: pulls of both about their mean are those of the noise; no share is found."""
+def test_distances_from_the_other_epochs_are_of_unit_variance():
+    """Two epochs, one ten times as noisy: pulls of each about the other are those of the noise.
+
+    What both are off by beyond it, at a noise of 1e-3, is known to 0.79 * 2 / sqrt(20) = 0.35 of its square: 6e-4.
+    """
     rng = np.random.default_rng(2)
     sigma = np.array([[100.0], [1000.0]]) * np.ones((2, 2000))
     delta, flux = sigma * rng.normal(size=sigma.shape), np.full(2000, 1e6)
-    apart = _from_mean(delta, sigma, np.ones(delta.shape, bool)) / sigma
-    assert np.abs(np.sqrt((apart**2).mean(axis=1)) - 1).max() < 4 / np.sqrt(4000)
-    assert (model_error(delta[:, :20], sigma[:, :20], flux[:20] + delta[:, :20], np.ones((2, 20), bool)) == 0).all()
+    rest, error = _from_the_others(delta, sigma, sigma, np.ones(delta.shape, bool))
+    assert np.abs(np.sqrt(((rest / error) ** 2).mean(axis=1)) - 1).max() < 4 / np.sqrt(4000)
+    found = model_error(delta[:, :20], sigma[:, :20], flux[:20] + delta[:, :20], np.ones((2, 20), bool))
+    assert (found < 6e-4).all()

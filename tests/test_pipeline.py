@@ -591,6 +591,12 @@ def test_rise_series(real_data, tmp_path):
     assert bright.sum() >= 4
     ratio = flux[:, bright].std(axis=0, ddof=1) / np.sqrt((error[:, bright] ** 2).mean(axis=0))
     assert 0.5 < np.median(ratio) < 2
+    # what the flat field left of the sky, 0.2 % over a star's width, is at other places after a dither
+    dithered = np.abs(np.asarray(epochs["shift_x"])) > 50
+    assert (epochs["sky_excess"][dithered] > 1.25).all()
+    assert (epochs["sky_excess"][~dithered] < 1.2).all()
+    # four bright stars tell what they have in common, not that of single epochs: 1 to 5 % after the dither
+    assert np.abs(epochs["model_error"][dithered] - 0.03).max() < 0.02
 
 
 def subtract_decam(real_data, tmp_path, letter, *options):

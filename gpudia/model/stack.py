@@ -40,7 +40,7 @@ class DifferenceStack:
         Coefficients of the background polynomial, in the same order of terms, and one sigma.
     scale, scale_error : (B,)
         Photometric scale (target flux over reference flux) at the centre of the frame: the sum of the kernel, with
-        one sigma from the noise of the image and of the reference.
+        one sigma from the noise of the image (see `with_noise_ratio`) and of the reference.
     scale_error_reference : (B,)
         The reference's part of `scale_error`: nearly the same relative error in all images, like an error of the flux
         on the reference. Light curves relative to each other do not feel it.
@@ -117,6 +117,20 @@ class DifferenceStack:
         """The image's own part of `scale_error`, (B,): what differs from epoch to epoch."""
         squared = self.scale_error**2 - self.scale_error_reference**2
         return namespace_of(squared).sqrt(namespace_of(squared).maximum(squared, 0.0))
+
+    def with_noise_ratio(self, ratio: Any) -> DifferenceStack:
+        """Return it with the scale errors of images whose pixels' noise is correlated.
+
+        Parameters
+        ----------
+        ratio : (B, H, W)
+            Variance of sums over many pixels, over that of single ones (resampling correlates pixels). A scale is such
+            a sum: the image's part of its variance is multiplied by the mean over the good pixels.
+        """
+        xp, good = namespace_of(ratio), self.flags == 0
+        mean = xp.where(good, ratio, 0.0).sum(axis=(1, 2)) / xp.maximum(good.sum(axis=(1, 2)), 1)
+        own = self.scale_error_image**2 * mean
+        return replace(self, scale_error=xp.sqrt(own + self.scale_error_reference**2))
 
     def map(self, function: Callable[[Any], Any]) -> DifferenceStack:
         """Apply a function to every array that lives on the backend."""

@@ -5,6 +5,7 @@ from gpudia.photometry.calibration import ZeroPoint, fit_zero_point
 from gpudia.photometry.crowded import CrowdedFluxes, crowded_photometry
 from gpudia.photometry.detection import DETECTION_COLUMNS, KnownStars, associate, detect_peaks
 from gpudia.photometry.empirical import empirical_psf
+from gpudia.photometry.excess import excess_scatter
 from gpudia.photometry.exports import export_all, export_star
 from gpudia.photometry.forced import forced_photometry, measure_apertures, psf_photometry
 from gpudia.photometry.joint import JointPosition, StarStamp, fit_position, fluxes_at
@@ -60,6 +61,7 @@ __all__ = [
     "detect_peaks",
     "empirical_psf",
     "epoch_psf",
+    "excess_scatter",
     "export_all",
     "export_star",
     "fit_position",

@@ -7,30 +7,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpudia.photometry.excess import excess_scatter
 from gpudia.photometry.stamps import FloatArray
 
 __all__ = ["model_error"]
 
 #: Bright stars of an epoch that are looked at, and their least signal to noise; fewer than four tell nothing.
 _MOST, _FEWEST, _SNR = 20, 4, 50.0
-#: Median of |x| for a standard normal x, and the relative scatter of such a median of one value.
-_MEDIAN, _SCATTER = 0.6745, 1.17
-#: An excess of less than so many sigma is chance.
-_SIGMAS = 2.0
+#: Median of |x| for a standard normal x, the scatter of such a median of one value, and the sigma beyond which a star
+#: is not like the others.
+_MEDIAN, _SCATTER, _SIGMAS = 0.6745, 1.17, 4.0
+#: What is looked for, as a share of the flux.
+_GRID = np.append(0.0, np.geomspace(1e-4, 0.3, 81))
 #: Means are made anew with the errors found: one bad epoch would spoil those of all.
 _ROUNDS = 4
-#: Most of what is looked for, as a share of the flux.
-_LARGEST = 0.3
 
 
 def model_error(flux_diff: Any, flux_diff_err: Any, flux: Any, good: Any) -> FloatArray:
     r"""Relative error of the fluxes of each epoch that the noise does not explain, from stars that do not vary.
 
-    The share s with which the median of :math:`|\Delta - m| / \sqrt{\sigma^2 + s^2 F^2}` over the 20 brightest stars is
-    what it is for a standard normal, with the mean m of each star over the epochs, weighted by these errors: of all
-    epochs together first, then of each where it is larger. 0 where the excess is within 2 sigma of chance. Medians bear
-    that a third of the stars vary. An error of an epoch's scale is in its s. The reference's noise, the same in all
-    epochs, is in sigma but not in the scatter: s is rather too small.
+    The share s by which the 20 brightest stars scatter about their means over the other epochs beyond their errors,
+    :math:`\sqrt{\sigma^2 + s^2 F^2 + Var(mean)}`: what epochs have in common where there are few stars, their own where
+    there are many (`excess_scatter`). A third of the stars may vary. An error of an epoch's scale is in its s. The
+    reference's noise, the same in all epochs, is in sigma but not in the scatter: s is rather too small.
 
     Parameters
     ----------
@@ -49,40 +48,44 @@ def model_error(flux_diff: Any, flux_diff_err: Any, flux: Any, good: Any) -> Flo
     delta, sigma, total = (np.asarray(a, float) for a in (flux_diff, flux_diff_err, flux))
     good = np.asarray(good, bool) & np.isfinite(delta) & np.isfinite(total) & (sigma > 0)
     good &= (delta != 0).any(axis=1, where=good)[:, None]
-    chosen = [_brightest(*row) for row in zip(sigma, total, good, strict=True)]
-    chosen = [stars if len(stars) >= _FEWEST else stars[:0] for stars in chosen]
-    found = np.zeros(len(delta))
+    good &= _bright(sigma, total, good)
+    light, found, used = np.where(good, total, 0.0), np.zeros(len(delta)), good
     for _ in range(_ROUNDS):
-        apart = _from_mean(delta, np.hypot(sigma, found[:, None] * np.where(good, total, 0.0)), good)
-        rows = [(d[c], e[c], np.abs(f[c])) for d, e, f, c in zip(apart, sigma, total, chosen, strict=True)]
-        common = _share(*(np.concatenate([row[k] for row in rows]) if rows else np.empty(0) for k in range(3)))
-        found = np.array([max(common, _share(d, np.hypot(e, common * f), f, common)) for d, e, f in rows])
+        used = used & (used.sum(axis=1, keepdims=True) >= _FEWEST)
+        rest, error = _from_the_others(delta, sigma, np.hypot(sigma, found[:, None] * light), used)
+        found = excess_scatter(rest, error, total, used & np.isfinite(error), _GRID)
+        rest, error = _from_the_others(delta, sigma, np.hypot(sigma, found[:, None] * light), good)
+        used = good & ~_unlike(rest / np.hypot(error, found[:, None] * light), good & np.isfinite(error))
     return found
 
 
-def _from_mean(delta: FloatArray, sigma: FloatArray, good: NDArray[np.bool_]) -> FloatArray:
-    """Distance of each measurement from its star's weighted mean, made as large as from the truth."""
-    weight = np.where(good, 1 / np.where(good, sigma, 1.0) ** 2, 0.0)
-    share = weight / np.where(weight.any(axis=0), weight.sum(axis=0), 1.0)
-    mean = (share * np.where(good, delta, 0.0)).sum(axis=0)
-    return np.asarray(np.abs(delta - mean) / np.sqrt(np.maximum(1 - share, 1e-6)))
+def _unlike(pulls: FloatArray, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Stars that scatter by more than the others, in most epochs."""
+    count = good.sum(axis=0)
+    some = count > 0
+    width = np.zeros(len(some))
+    width[some] = np.nanmedian(np.where(good, np.abs(pulls), np.nan)[:, some], axis=0) / _MEDIAN
+    typical = max(1.0, float(np.median(width[some]))) if some.any() else 1.0
+    return np.asarray(width > typical * (1 + _SIGMAS * _SCATTER / np.sqrt(np.maximum(count, 1))))
 
 
-def _brightest(sigma: FloatArray, total: FloatArray, good: NDArray[np.bool_]) -> NDArray[np.intp]:
+def _from_the_others(delta: FloatArray, sigma: FloatArray, error: FloatArray,
+                     good: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+    """Distance of each measurement from its star's weighted mean in the other epochs, and its sigma with the mean's.
+
+    Weights are of `error`. The sigma is infinite where there is no other epoch.
+    """
+    weight = np.where(good, 1 / np.where(good, error, 1.0) ** 2, 0.0)
+    others = weight.sum(axis=0) - weight
+    some = others > 1e-9 * weight
+    rest = np.where(good, delta, 0.0)
+    mean = ((weight * rest).sum(axis=0) - weight * rest) / np.where(some, others, 1.0)
+    of_mean = np.where(some, 1 / np.where(some, others, 1.0), np.inf)
+    return rest - mean, np.sqrt(np.where(good, sigma, 1.0) ** 2 + of_mean)
+
+
+def _bright(sigma: FloatArray, total: FloatArray, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The brightest stars of each epoch."""
     snr = np.where(good, total, 0.0) / np.where(good, sigma, 1.0)
-    return np.argsort(-snr, kind="stable")[:min(_MOST, int((snr >= _SNR).sum()))]
-
-
-def _share(delta: FloatArray, sigma: FloatArray, total: FloatArray, known: float = 0.0) -> float:
-    """The share, beyond what is in `sigma` already; with `known` of that, together."""
-    n = len(delta)
-    if not n or np.median(delta / sigma) <= _MEDIAN * (1 + _SIGMAS * _SCATTER / np.sqrt(n)):
-        return known
-    low, high = 0.0, _LARGEST
-    for _ in range(40):
-        middle = 0.5 * (low + high)
-        if np.median(delta / np.hypot(sigma, middle * total)) > _MEDIAN:
-            low = middle
-        else:
-            high = middle
-    return float(np.hypot(high, known))
+    rank = np.argsort(np.argsort(-snr, axis=1, kind="stable"), axis=1)
+    return np.asarray((rank < _MOST) & (snr >= _SNR))

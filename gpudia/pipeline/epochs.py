@@ -129,19 +129,30 @@ def _note_numbers(look: Look, stack: DifferenceStack, i: int, bits: Any, referen
     registration = look.registration
     if registration.uncertainty(reference.region) > config.max_registration_error:
         look.flags |= FRAME_FLAGS.poor_registration
-    wings = missing_wings(look.fwhm, reference.look.fwhm, reference.kernel_size)
     dx, dy = registration.apply(reference.region.centre) - np.array(reference.region.centre)
     look.numbers = {
         "shift_x": float(dx), "shift_y": float(dy), "registration_rms": registration.rms,
         "registration_max": registration.max_residual, "registration_kind": registration.kind,
         "registration_error": registration.uncertainty(reference.region),
         "n_matched": registration.n_matched, "route": registration.route, "scale": float(stack.scale[i]),
-        "scale_err": math.hypot(float(stack.scale_error[i]), wings * float(stack.scale[i])), "chi2": chi2,
+        "scale_err": _scale_error(look, stack, i, reference), "chi2": chi2,
         "correlation": correlation, **_kernel_shape(stack.kernel[i]), "noise_gain": float(stack.noise_gain[i]),
         "n_masked": int(((bits & (255 - PIXEL_FLAGS.clipped)) != 0).sum()), "n_clipped": int(stack.n_clipped[i]),
         "n_pixels": int(stack.n_pixels[i]), "iterations": int(stack.iterations[i]),
         "epsilon": math.nan, "epsilon_err": math.nan,
     }
+
+
+def _scale_error(look: Look, stack: DifferenceStack, i: int, reference: RunReference) -> float:
+    """One sigma of the scale in the unit of the one frame that is the reference, or of the stack's best frame.
+
+    The image's own noise, the wings that the kernel cannot reach, and the reference's noise. A stack's, which is about
+    the same relative error in all scales, was taken out of them with its best frame's: instead they have that frame's.
+    """
+    scale = float(stack.scale[i])
+    common = reference.unit_error * scale if reference.weights else float(stack.scale_error_reference[i])
+    wings = missing_wings(look.fwhm, reference.look.fwhm, reference.kernel_size)
+    return math.hypot(float(stack.scale_error_image[i]), common, wings * scale)
 
 
 def _correlation(difference: np.ndarray, variance: np.ndarray, bits: np.ndarray) -> float:

@@ -38,6 +38,7 @@ from gpudia.photometry import (
 from gpudia.photometry.crowded import first_of_place
 from gpudia.photometry.psf import to_size
 from gpudia.photometry.stamps import StampsOn
+from gpudia.pipeline.blank import blank_places
 from gpudia.pipeline.reference import RunReference, widest_seeing
 
 __all__ = ["EpochFluxes", "Measures", "measure_batch", "prepare_measures", "recommended", "separated",
@@ -63,7 +64,7 @@ class Measures:
     of the reference are total fluxes without the neighbours' light, ADU, by method. `stamp_size` is the side of the
     stars' stamps in the worst seeing, `pairs` (P, 2) are rows of stars whose images overlap; `first` (S,) is the first
     row at each one's place; `varying` (S,) are the rows that say nothing about the model: what is kept out of the fit,
-    as it varies or may vary.
+    as it varies or may vary. `blank` (N, 2) are places without a star.
     """
 
     positions: Float
@@ -81,6 +82,7 @@ class Measures:
     pairs: NDArray[np.int64]
     first: NDArray[np.int64]
     varying: NDArray[np.bool_]
+    blank: Float = field(default_factory=lambda: np.empty((0, 2)))
 
     @cached_property
     def ready(self) -> dict[Any, Any]:
@@ -93,7 +95,8 @@ class EpochFluxes:
     """Fluxes of all positions in one epoch, ADU of the reference, and flags, by method; scale at each position.
 
     The error of the scale is the image's own: the reference's part is the same in all epochs. `target` is what the
-    difference shows around the target, where there is one; `overlaps` (P, 2) those of `Measures.pairs`.
+    difference shows around the target, where there is one; `overlaps` (P, 2) those of `Measures.pairs`; `blank` fluxes
+    and errors (2, N) at the places without a star, by method.
     """
 
     fluxes: dict[str, CombinedFluxes]
@@ -102,6 +105,7 @@ class EpochFluxes:
     scale_error: float
     target: StarStamp | None = None
     overlaps: Float = field(default_factory=lambda: np.empty((0, 2)))
+    blank: dict[str, Float] = field(default_factory=dict)
 
 
 def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radius: float | str,
@@ -129,12 +133,14 @@ def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radiu
     pairs = close_pairs(positions, place, float(np.median(known)))
     pairs = pairs[(first[pairs] == pairs).all(axis=1)]
     inside, fitted = found.aperture, found.psf
+    varying = _at_places(positions, first, reference.varying, place)
     return Measures(
         positions, reference.target is not None, radius, side_of_stamps(widest_seeing(known), radius), psf,
         {"ap": inside.flux, "psf": fitted.flux}, {"ap": inside.error, "psf": fitted.error},
         {"ap": inside.flags, "psf": fitted.flags},
         np.where(cutout.mask != 0, np.nan, cutout.data).astype(float), cutout.variance.astype(float), cutout.shape,
-        background_degree, pairs, first, _at_places(positions, first, reference.varying, place))
+        background_degree, pairs, first, varying,
+        blank_places(cutout.mask, positions, fitted.flux, fitted.error, varying, widest_seeing(known), len(fwhms)))
 
 
 def _at_places(positions: Float, first: NDArray[np.int64], places: Float, reach: float) -> NDArray[np.bool_]:
@@ -211,15 +217,19 @@ def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStac
     reference = tuple(to_device(plane, plan.backend) for plane in (measures.reference_variance, measures.reference))
     noises = {i: _noise(measures, reference, plan, stack, i, noise_ratio, shares.get(i, 0.0)) for i in scales}
     sizes = {i: side_of_stamps(fwhms[i], measures.radius, measures.stamp_size) for i in scales}
-    forced = _forced(measures, stack, bits, noises, sizes)
+    n = len(measures.positions)
+    forced = _forced(measures, stack, bits, noises, sizes, np.vstack([measures.positions, measures.blank]))
     # what a frame adds to the reference is in a total flux twice, as F_ref and as -F_ref: not less noise
     members = {i: replace(noise, shared=0.0) for i, noise in noises.items() if noise.shared}
-    alone = _forced(measures, stack, bits, members, sizes)
+    alone = _forced(measures, stack, bits, members, sizes, measures.positions)
 
     def epoch(i: int) -> EpochFluxes:
-        return _epoch(measures, forced[i], alone.get(i), scales[i], float(to_host(stack.scale_error_image[i])),
+        stars = {name: ForcedFluxes(*(column[:n] for column in one)) for name, one in forced[i].items()}
+        scale = stack.scale_at(i, *measures.blank.T)
+        blank = {name: np.array([one.flux[n:], one.error[n:]]) / scale for name, one in forced[i].items()}
+        return _epoch(measures, stars, alone.get(i), scales[i], float(to_host(stack.scale_error_image[i])),
                       _target_stamp(measures, stack, i, bits[i]) if measures.has_target else None,
-                      _overlaps(measures, stack, i, bits[i], sizes[i]))
+                      _overlaps(measures, stack, i, bits[i], sizes[i]), blank)
 
     return dict(zip(scales, plan.backend.run_all(epoch, scales), strict=True))
 
@@ -301,15 +311,15 @@ def _noise(measures: Measures, reference: tuple[Any, Any], plan: ReferencePlan, 
 
 
 def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits], noises: Mapping[int, EpochNoise],
-            sizes: Mapping[int, int]) -> dict[int, dict[str, ForcedFluxes]]:
-    """Fluxes on some images of a stack by number and measure."""
+            sizes: Mapping[int, int], places: Float) -> dict[int, dict[str, ForcedFluxes]]:
+    """Fluxes at these places on some images of a stack, by number and measure."""
     if not noises:
         return {}
     which = list(noises)
     some = slice(None) if which == list(range(len(stack))) else which  # no copies where it is all of them
     flags = to_device(np.stack([bits[i] for i in which]), backend_of(stack.difference))
-    psf = measures.psf.at(measures.positions) if measures.psf.varies else measures.psf.stamp
-    found = forced_photometry(stack.difference[some], stack.variance[some], flags, measures.positions, psf,
+    psf = measures.psf.at(places) if measures.psf.varies else measures.psf.stamp
+    found = forced_photometry(stack.difference[some], stack.variance[some], flags, places, psf,
                               list(noises.values()), radius=measures.radius, stamp_size=[sizes[i] for i in which],
                               max_masked_fraction=_MASKED, ready=measures.ready)
     return {i: {name: ForcedFluxes(*(column[row] for column in fluxes)) for name, fluxes in found.items()}
@@ -317,10 +327,10 @@ def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits]
 
 
 def _epoch(measures: Measures, forced: dict[str, ForcedFluxes], alone: dict[str, ForcedFluxes] | None, scale: Float,
-           error: float, target: StarStamp | None, seen: Float) -> EpochFluxes:
+           error: float, target: StarStamp | None, seen: Float, blank: dict[str, Float]) -> EpochFluxes:
     fluxes = {name: combine(one.flux, one.error, measures.flux[name], scale, error) for name, one in forced.items()}
     if alone is not None:
         fluxes = {name: both._replace(flux_err=combine(alone[name].flux, alone[name].error, measures.flux[name], scale,
                                                        error).flux_err) for name, both in fluxes.items()}
     found = {name: one.flags | measures.flags[name] for name, one in forced.items()}
-    return EpochFluxes(fluxes, found, scale, error, target, seen)
+    return EpochFluxes(fluxes, found, scale, error, target, seen, blank)

@@ -34,6 +34,7 @@ from gpudia.photometry import (
     table_hdu,
     variability,
 )
+from gpudia.pipeline.blank import with_sky_excess
 from gpudia.pipeline.calibrate import calibrated
 from gpudia.pipeline.looks import Look
 from gpudia.pipeline.measure import EpochFluxes, Measures, recommended, separated
@@ -47,14 +48,17 @@ __all__ = ["RunResult", "provenance", "write_difference", "write_results", "writ
 log = logging.getLogger("gpudia.pipeline")
 
 _NUMBERS = ("shift_x", "shift_y", "registration_rms", "registration_max", "registration_error", "n_matched", "route",
-            "registration_kind", "scale", "scale_err", "epsilon", "epsilon_err", "model_error", "chi2", "correlation",
-            "noise_gain", "kernel_x", "kernel_y", "kernel_fwhm", "n_masked", "n_clipped", "n_pixels", "iterations")
+            "registration_kind", "scale", "scale_err", "epsilon", "epsilon_err", "model_error", "sky_excess", "chi2",
+            "correlation", "noise_gain", "kernel_x", "kernel_y", "kernel_fwhm", "n_masked", "n_clipped", "n_pixels",
+            "iterations")
 _ABOUT = {
     "scale": "photometric scale, image over reference, at the centre",
-    "scale_err": "1 sigma of scale: noise of image and reference in the fit, wings that the kernel cannot reach, and "
-                 "what epsilon shows beyond 2 sigma; scale_err of light curves has the noise of the image alone",
+    "scale_err": "1 sigma of scale: noise of image and reference in the fit (of a stack: of its best frame, which has "
+                 "the unit), wings that the kernel cannot reach, and what epsilon shows beyond 2 sigma; scale_err of "
+                 "light curves has the noise of the image alone",
     "epsilon": "relative error of scale that the constant stars show",
     "model_error": "what the model leaves at bright constant stars beyond the noise, as a share of their flux",
+    "sky_excess": "scatter of fluxes at blank places over their errors; what is beyond 1 is in the errors of all stars",
 }
 #: Flags of a frame that speak against its fluxes.
 DOUBTS = ("bad_chi2", "not_white", "scale_mismatch", "poor_registration", "noise_mismatch", "deconvolving")
@@ -252,7 +256,11 @@ def _doubts(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunR
 
 def _judged(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures: Measures, best: str,
             limit: float) -> list[EpochFluxes]:
-    """Check the scales, then add the model's error: it has what the scales are off by in it, and would hide that."""
+    """Add the sky's scatter, check the scales, then add the model's error, which has what the scales are off by in it.
+
+    In this order: the model's error would hide that of the scales.
+    """
+    fluxes = with_sky_excess(done, fluxes, best)
     _check_scales(done, fluxes, measures, best, limit)
     return _with_model_error(done, fluxes, ~measures.varying, best)
 

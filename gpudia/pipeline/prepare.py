@@ -14,7 +14,7 @@ from gpudia.config import RunConfig
 from gpudia.errors import FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import Frame, Region, Registration, cut
-from gpudia.model import ReferencePlan, resample
+from gpudia.model import DifferenceStack, ReferencePlan, resample
 from gpudia.pipeline.stages import stage
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "place_batch",
     "prepare",
     "resampled",
+    "subtracted",
 ]
 
 #: Largest displacement over the region, pixels, that a kernel of this spatial degree absorbs. Beyond it the frame is
@@ -201,6 +202,12 @@ def place_batch(batch: Sequence[Prepared], shape: tuple[int, int], backend: Back
                 ratio = xp.ones(error.shape) if ratio is None else ratio
                 ratio[i] = own
     return PreparedBatch(data, error, bits != 0, host[2], ratio)
+
+
+def subtracted(plan: ReferencePlan, placed: PreparedBatch, keep: tuple[str, ...] = ()) -> DifferenceStack:
+    """Subtract a batch; the errors of the scales know of noise that resampled pixels share."""
+    stack = plan.subtract(placed.data, placed.error, placed.mask, keep=keep)
+    return stack if placed.noise_ratio is None else stack.with_noise_ratio(placed.noise_ratio)
 
 
 def _mapped(prepared: Prepared, shape: tuple[int, int], backend: Backend) -> tuple[Any, ...]:

@@ -53,6 +53,8 @@ class RunReference:
         Pixels of the kernel.
     weights : dict of str to float
         Weights of the frames in a stack, by name, of sum 1; empty where the reference is one frame.
+    unit_error : float
+        Relative error of a stack's unit of flux, that of its best frame, by the noise of that frame; 0 for one frame.
     varying : (N, 2)
         What is kept out of the kernel fit: the target, the positions that were given, and bright stars that were found
         to vary, in the cutout.
@@ -70,6 +72,7 @@ class RunReference:
     config: RunConfig
     support: Any
     weights: dict[str, float] = field(default_factory=dict)
+    unit_error: float = 0.0
     varying: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
     reach: float = 6.0
 

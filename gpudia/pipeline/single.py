@@ -15,7 +15,7 @@ from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import Frame
 from gpudia.pipeline.looks import FrameStore, Look, take_look
 from gpudia.pipeline.outputs import provenance, write_stack_image
-from gpudia.pipeline.prepare import place_batch, prepare
+from gpudia.pipeline.prepare import place_batch, prepare, subtracted
 from gpudia.pipeline.reference import make_reference, provisional, settle_model
 from gpudia.pipeline.registering import check_all, register_looks
 
@@ -144,7 +144,7 @@ def subtract_files(reference: str | Path, image: str | Path, output: str | Path,
     prepared = prepare(store.whole(looks[1]), looks[1].registration, made.region, first)
     placed = place_batch([prepared], made.region.shape, backend)
     made = settle_model(made, config, placed)
-    stack = made.plan.subtract(placed.data, placed.error, placed.mask).to_host()
+    stack = subtracted(made.plan, placed).to_host()
     flags = int(stack.status[0]) | prepared.flags | looks[1].flags
     stack.require_solution(0)
     cards = provenance(backend.name, reference.name, {

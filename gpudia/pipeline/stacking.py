@@ -17,7 +17,7 @@ from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import Frame, detect_stars, flux_noise, frame_quality
 from gpudia.model import Coadd
 from gpudia.pipeline.looks import FrameStore, Look, Seen, frame_errors
-from gpudia.pipeline.prepare import Prepared, images_at_once, in_batches, place_batch, prepare, resampled
+from gpudia.pipeline.prepare import Prepared, images_at_once, in_batches, place_batch, prepare, resampled, subtracted
 from gpudia.pipeline.reference import RunReference, also_varying, carried_model, provisional, reference_of
 from gpudia.pipeline.registering import rank_looks
 
@@ -69,7 +69,9 @@ def stack_reference(best: RunReference, looks: Sequence[Look], config: RunConfig
     which is deeper and has no holes where the best frame had some. See `gpudia.model.Coadd` for how they are put
     together. What is filled in settles by a half in each round; they end when no pixel changes by a sigma.
     What the scales of all members have in common of errors is in the mean's unit of flux: in each round that is put
-    right by the best frame's own scale against it.
+    right by the best frame's own scale against it. So the scale of a frame in that unit is the ratio of two scales, its
+    own and the best frame's: the stack's noise, nearly the same relative error in both, is not in it, the best frame's
+    own noise is.
     A member weighs by the inverse square of the noise of a faint star's flux, sky noise times FWHM over the scale.
     Frames that would have to be resampled, which correlates the noise of their pixels, stay out where there are others
     beside the best one.
@@ -89,7 +91,8 @@ def stack_reference(best: RunReference, looks: Sequence[Look], config: RunConfig
     mean = _frame_of(found, best.cutout, members, complete=True)
     final = _reference_of(mean, best, looks, provisional(config))
     total = sum(found.weights.values())
-    return replace(final, weights={name: weight / total for name, weight in found.weights.items() if weight > 0})
+    weights = {name: weight / total for name, weight in found.weights.items() if weight > 0}
+    return replace(final, weights=weights, unit_error=found.unit_error)
 
 
 def _largest_change(before: Frame, after: Frame) -> float:
@@ -148,23 +151,25 @@ def _prepared(look: Look, best: RunReference, config: RunConfig, store: FrameSto
 class _Round:
     """Sums over the members, their weights (0: no solution) and the bits that any of them has, (H, W).
 
-    `unit` is the best frame's scale against what all were subtracted from: that of its flux in the unit of the sums.
+    `unit` is the best frame's scale against what all were subtracted from: that of its flux in the unit of the sums;
+    `unit_error` its relative error by that frame's own noise.
     """
 
     sums: Coadd
     weights: dict[str, float]
     bits: np.ndarray
     unit: float = 1.0
+    unit_error: float = 0.0
 
 
 def _round(current: RunReference, members: Sequence[_Member], config: RunConfig, backend: Backend,
            best: Look) -> _Round:
     """Subtract the members against the current reference and sum them."""
-    plan, shape, unit = current.plan, current.region.shape, 1.0
+    plan, shape, unit, error = current.plan, current.region.shape, 1.0, 0.0
     found = _Round(Coadd(plan.reference.data), {}, np.zeros(shape, np.uint8))
     for batch in in_batches(members, images_at_once(plan, config, backend)):
         placed = place_batch([m.prepared for m in batch], shape, backend)
-        stack = plan.subtract(placed.data, placed.error, placed.mask)
+        stack = subtracted(plan, placed)
         failed, scale = to_host(stack.failed), to_host(stack.scale)
         each = np.array([0.0 if bad or not s > 0 or m.look.quality is None else flux_noise(m.look.quality, s) ** -2
                          for m, s, bad in zip(batch, scale, failed, strict=True)])
@@ -173,8 +178,10 @@ def _round(current: RunReference, members: Sequence[_Member], config: RunConfig,
         found.sums.add(stack, placed.data, variance, placed.mask, to_device(each, backend), to_device(own, backend))
         found.bits[...] |= np.bitwise_or.reduce(placed.bits, axis=0)
         found.weights.update({m.look.name: float(w) for m, w in zip(batch, each, strict=True)})
-        unit = next((float(s) for m, s, w in zip(batch, scale, each, strict=True) if m.look is best and w > 0), unit)
-    return replace(found, unit=unit)
+        for m, s, e, w in zip(batch, scale, to_host(stack.scale_error_image), each, strict=True):
+            if m.look is best and w > 0:
+                unit, error = float(s), float(e / s)
+    return replace(found, unit=unit, unit_error=error)
 
 
 def _reference_of(cutout: Frame, best: RunReference, looks: Sequence[Look], config: RunConfig) -> RunReference:

@@ -28,7 +28,7 @@ from gpudia.pipeline.epochs import EpochOutcome, Product, finish, flagged, kept
 from gpudia.pipeline.looks import FrameStore, Look, Seen, frame_errors, take_look
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_batch
 from gpudia.pipeline.outputs import write_difference
-from gpudia.pipeline.prepare import Prepared, PreparedBatch, place_batch, prepare
+from gpudia.pipeline.prepare import Prepared, PreparedBatch, place_batch, prepare, subtracted
 from gpudia.pipeline.reference import RunReference
 from gpudia.pipeline.registering import register_looks
 from gpudia.pipeline.stages import stage, take_times
@@ -280,7 +280,7 @@ def _solve(ready: _Ready, placed: PreparedBatch, setup: Setup) -> _Batch:
     reference = setup.reference
     plan = reference.plan
     with stage("solve"):
-        stack = plan.subtract(placed.data, placed.error, placed.mask, keep=kept(reference.config))
+        stack = subtracted(plan, placed, kept(reference.config))
     with stage("transfer"):
         own = stack.image_variance if reference.config.detect is not None else None
         host = replace(stack, covariance=None, image_variance=own).to_host()

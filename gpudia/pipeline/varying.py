@@ -22,7 +22,7 @@ from gpudia.photometry import choose_aperture_radius, empirical_psf, plainly_var
 from gpudia.pipeline.epochs import flagged, kept
 from gpudia.pipeline.looks import FrameStore, Look, frame_errors
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_batch, side_of_stamps
-from gpudia.pipeline.prepare import images_at_once, in_batches, place_batch, prepare
+from gpudia.pipeline.prepare import images_at_once, in_batches, place_batch, prepare, subtracted
 from gpudia.pipeline.reference import RunReference, carried_model, widest_seeing
 from gpudia.pipeline.warned import warnings_logged
 
@@ -135,7 +135,7 @@ def _measured(reference: RunReference, measures: Measures, frames: Sequence[Look
     for batch in in_batches(ready, images_at_once(reference.plan, reference.config, backend, keep)):
         with contextlib.suppress(FrameError), frame_errors(reference.look.path):
             placed = place_batch([prepared for _, prepared in batch], reference.region.shape, backend)
-            stack = reference.plan.subtract(placed.data, placed.error, placed.mask, keep=keep)
+            stack = subtracted(reference.plan, placed, keep)
             host = replace(stack, covariance=None, image_variance=None).to_host()
             bits = {}
             for i, (look, _) in enumerate(batch):
