@@ -304,6 +304,26 @@ def test_records_outlive_a_torn_end(tmp_path):
         again.close()
 
 
+def test_records_that_may_be_on_the_disk_soon(tmp_path, monkeypatch):
+    """The disk is waited for at once, or once a second; they can be read, and outlive the process, anyway."""
+    from gpudia.pipeline import records
+
+    waits, now = [], [100.0]
+    monkeypatch.setattr(records.os, "fsync", waits.append)
+    monkeypatch.setattr(records.time, "monotonic", lambda: now[0])
+    file = RecordFile(tmp_path / "records")
+    for k in range(20):
+        now[0] += 0.25
+        file.add({f"{k}": b"x" * k}, soon=True)
+        assert file[f"{k}"] == b"x" * k
+    assert 4 <= len(waits) <= 6
+    before = len(waits)
+    file.add({"now": b""})
+    assert len(waits) == before + 1
+    assert len(RecordFile(tmp_path / "records")) == 21
+    file.close()
+
+
 def test_a_flipped_bit_ends_what_is_believed(tmp_path):
     path = tmp_path / "records"
     file = RecordFile(path)
