@@ -170,7 +170,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
         times = {name: round(seconds, 3) for name, seconds in job.times.items()}
         candidates = None
         if job.config.detect is not None:
-            candidates = write_candidates(job.output, looks, setup.reference, detections)
+            candidates = write_candidates(job.output, looks, setup.reference, detections, results)
         meta = {"stages": times, "wall": round(time.perf_counter() - start, 3)}
         result = write_results(job.output, job.config, backend or job.backend.name, looks, setup.reference,
                                setup.measures, results, meta)
