@@ -38,7 +38,7 @@ from threadpoolctl import threadpool_limits
 
 import gpudia
 from gpudia.pipeline.codec import decode
-from gpudia.pipeline.epochs import KEEP
+from gpudia.pipeline.epochs import kept
 from gpudia.pipeline.journal import STATE
 from gpudia.pipeline.listing import distinct_names, expand_frames
 from gpudia.pipeline.looks import Look
@@ -166,7 +166,7 @@ def _bare_solve(config: gpudia.RunConfig) -> dict[str, Any]:
                      for look in batch]
             placed = place_batch(ready, reference.region.shape, backend)
             start = time.perf_counter()
-            plan.subtract(placed.data, placed.error, placed.mask, keep=KEEP)
+            plan.subtract(placed.data, placed.error, placed.mask, keep=kept(config))
             seconds += time.perf_counter() - start
     return {"seconds": round(seconds, 2), "frames": len(looks), "frames_per_s": round(len(looks) / seconds, 2),
             "batch_size": setup.batch_size, "kernel_size": reference.kernel_size,

@@ -57,7 +57,7 @@ RUN_VALUES = (
     ("batch_size", "auto|N", "frames solved at once"),
     ("workers", "N", "processes on this machine that work on batches, one per GPU where there are several; needs dask"),
     ("dask", "ADDRESS", "scheduler of a Dask cluster, such as tcp://host:8786, whose workers do the work"),
-    ("readers", "auto|N", "processes that read frames for the one that solves; auto: one per core from 50 frames on"),
+    ("readers", "auto|N", "processes that read frames, and solve on the CPU; auto: one per core from 50 frames on"),
 )
 #: Settings of `gpudia run` that an option turns on or off, and those of which there may be several.
 SWITCHES = ("align", "find_defects", "lacosmic", "correct_bias", "products", "resume", "overwrite")

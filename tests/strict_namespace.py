@@ -116,8 +116,10 @@ def make_strict_backend() -> Backend:
     return Backend(
         name="strict", xp=xp, array_type=StrictArray, upload=lambda a: StrictArray(a.copy()),
         download=lambda a: a.hidden.copy(),
-        rfft2=lambda a, s: wrap(plain.rfft2(unwrap(a), s)), irfft2=lambda a, s: wrap(plain.irfft2(unwrap(a), s)),
-        inverse_spd=lambda a: wrap(plain.inverse_spd(unwrap(a))), eigh=lambda a: wrap(tuple(plain.eigh(unwrap(a)))),
+        rfft2=lambda a, s: wrap(plain.rfft2(unwrap(a), s)),
+        irfft2=lambda a, s, rows=None: wrap(plain.irfft2(unwrap(a), s, rows)),
+        inverse_spd=lambda a: wrap(plain.inverse_spd(unwrap(a))), cholesky=lambda a: wrap(plain.cholesky(unwrap(a))),
+        eigh=lambda a: wrap(tuple(plain.eigh(unwrap(a)))),
         free_bytes=plain.free_bytes, release=plain.release, at_once=plain.at_once,
         least_pixels=plain.least_pixels, workers=plain.workers, tile_side=plain.tile_side, run_all=plain.run_all,
         device="stand-in")

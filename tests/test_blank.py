@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from astropy.table import Table
 from scipy.spatial import cKDTree
 
 from gpudia.photometry import CombinedFluxes
-from gpudia.pipeline.blank import blank_places, with_sky_excess
+from gpudia.pipeline.blank import blank_places, sky_scatter, with_sky_excess
+from gpudia.pipeline.candidates import _judged
 from gpudia.pipeline.measure import EpochFluxes
 
 FWHM, SHAPE = 4.0, (300, 260)
@@ -44,10 +46,10 @@ def test_no_places_where_there_is_no_room():
     none = np.empty(0)
     found = [len(blank_places(np.zeros(SHAPE), np.empty((0, 2)), none, none, none.astype(bool), FWHM, n))
              for n in (0, 16, 32, 64, 3000)]
-    assert found == [256, 256, 128, 64, 64]
+    assert found == [256, 256, 128, 64, 32]
 
 
-def widened(truth, seed=2, n=N):
+def epochs_of(truth, seed=2, n=N):
     """Epochs whose fluxes scatter by `truth` times what is stated; a faint and a bright star with other errors."""
     rng = np.random.default_rng(seed)
     error = np.array([60.0, 600.0])
@@ -56,8 +58,12 @@ def widened(truth, seed=2, n=N):
         blank = np.array([width * STATED * rng.normal(size=n), np.full(n, STATED)])
         one = CombinedFluxes(np.ones(2), error, np.array([1e3, 1e6]), 2 * error)
         epochs.append(EpochFluxes({"psf": one}, {}, np.ones(2), 0.0, blank={"psf": blank}))
+    return epochs
+
+
+def widened(truth, n=N):
     looks = [SimpleNamespace(numbers={}) for _ in truth]
-    return looks, with_sky_excess(looks, epochs, "psf")
+    return looks, with_sky_excess(looks, epochs_of(truth, n=n), "psf")
 
 
 def test_what_is_stated_right_stays_as_it_is():
@@ -83,3 +89,18 @@ def test_the_reference_itself_and_runs_without_blank_places_stay_as_they_are():
     looks, found = widened([1.5, 1.5], n=0)
     assert [look.numbers["sky_excess"] for look in looks] == [1.0, 1.0]
     assert (found[0].fluxes["psf"].flux_diff_err == [60.0, 600.0]).all()
+
+
+def test_detections_have_to_be_significant_with_what_the_sky_scatters_by():
+    """5.5 sigma is one of the noise where that is right, and chance where the sky scatters by 1.5 of it."""
+    epochs = dict(zip("abcdefgh", epochs_of(np.array([1.0, 1.5] * 4)), strict=True))
+    looks = [SimpleNamespace(name=name) for name in epochs]
+    table = Table({"image": ["a", "b", "b", "h"], "score": [5.5, 5.5, -12.0, 12.0], "x": [1.0, 2.0, 3.0, 4.0],
+                   "flux_diff_err": [50.0, 50.0, 50.0, 500.0]})
+    found = _judged(table, looks, epochs, 5.0)
+    size = sky_scatter(list(epochs.values()), "psf")[1]
+    assert list(found["x"]) == [1.0, 3.0, 4.0]
+    assert found["flux_diff_err"] == pytest.approx(np.hypot([50.0, 50.0, 500.0], size[[0, 1, 7]]))
+    assert found["score"] * found["flux_diff_err"] == pytest.approx([275.0, -600.0, 6000.0])  # the flux is as it was
+    assert found["score"][2] == pytest.approx(12.0, rel=0.02)  # a star's own noise is larger
+    assert len(_judged(table[:0], [], {}, 5.0)) == 0

@@ -9,6 +9,7 @@ import pytest
 from test_resume import SETTINGS, _no_plots, assert_same, frames, series, settings, undisturbed  # noqa: F401
 
 import gpudia
+from gpudia.backend import active_backend
 from gpudia.errors import ConfigError
 from gpudia.pipeline.executors import Here, Readers, WorkerDied
 
@@ -90,6 +91,14 @@ def test_workers_that_do_not_see_the_output_or_are_of_another_version(settings, 
 
 def _sees_nothing(_):
     return gpudia.__version__, False
+
+
+def test_who_does_whole_batches():
+    """Processes on the CPU, where the memory holds a batch for each."""
+    free = active_backend().free_bytes()
+    assert Readers(2).does_batches(free // 5)
+    assert not Readers(2).does_batches(free // 3)
+    assert not Here().does_batches(1)
 
 
 def deadly(item, shared):

@@ -11,6 +11,7 @@ from gpudia.cli import main
 from gpudia.errors import ConfigError, FrameError
 from gpudia.images import copy_with_light, read_frame
 from gpudia.pipeline.injection import SHAPES
+from gpudia.pipeline.recovery import _statistics
 from gpudia.simulate import SimulationSettings, simulate_field, write_series
 
 QUIET = SimulationSettings(shape=(190, 200), n_epochs=4, seed=31, n_variables=0, microlensing=False,
@@ -202,3 +203,14 @@ def test_positions_on_the_sky_are_measured(series, wide, tmp_path):
     np.testing.assert_allclose(sources["y"], y[:2], atol=1e-6)
     np.testing.assert_allclose(sources["ra"], ra[:2])
     assert "1 of 3 lie outside" in (tmp_path / "out" / "gpudia.log").read_text()
+
+
+def test_pulls_are_told_with_the_part_of_the_psf_and_without():
+    """Noise of one sigma, and 2 sigma from star to star that the PSFs' difference explains."""
+    rng, n = np.random.default_rng(1), 4000
+    part, error = 20.0 * rng.normal(size=n), np.full(n, 10.0)
+    found = _statistics(Table({"id": np.arange(n), "expected": np.full(n, 500.0), "usable": np.ones(n, bool),
+                               "psf": 500.0 + part + error * rng.normal(size=n), "psf_err": error,
+                               "psf_psf_part": part}), "psf")
+    assert found["pull_width"] == pytest.approx(np.sqrt(5), rel=4 * found["pull_width_err"] / found["pull_width"])
+    assert found["pull_left_width"] == pytest.approx(1.0, abs=4 * 1.2 / np.sqrt(2 * n))

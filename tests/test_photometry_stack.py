@@ -324,6 +324,13 @@ def test_in_an_image_without_a_solution_no_star_is_said_to_set_the_kernel(consta
         assert (one.flags[1] & SOURCE_FLAGS.sets_kernel == 0).all()
 
 
+def same(found, expected, rtol):
+    for name, one in found.items():
+        assert_allclose(one.flux, expected[name].flux, rtol=rtol)
+        assert_allclose(one.error, expected[name].error, rtol=rtol)
+        assert_array_equal(one.flags, expected[name].flags)
+
+
 def test_stars_in_parts_give_what_they_give_together(constant, monkeypatch):
     """With as few at a time as images have sizes of stamps, and fewer."""
     stack, noises = constant.stack, constant.noises()[:3]
@@ -332,10 +339,37 @@ def test_stars_in_parts_give_what_they_give_together(constant, monkeypatch):
     together = forced_photometry(*planes, noises, **settings)
     for at_once in (2, 21):
         monkeypatch.setattr(forced, "_STARS_AT_ONCE", at_once)
-        for name, found in forced_photometry(*planes, noises, **settings).items():
-            assert_allclose(found.flux, together[name].flux, rtol=1e-9)
-            assert_allclose(found.error, together[name].error, rtol=1e-9)
-            assert_array_equal(found.flags, together[name].flags)
+        same(forced_photometry(*planes, noises, **settings), together, 1e-9)
+
+
+@pytest.mark.parametrize("degree", [0, 1])
+def test_an_estimated_covariance_is_measured_with_as_with_its_matrix(degree):
+    """Apertures of masked stars among them: half of the stars lose a pixel, some the central one."""
+    series = Series(3, seed=8, degree=degree, covariance="shared")
+    flags = series.stack.flags
+    for k, (x, y) in enumerate(series.positions.round().astype(int)):
+        flags[:, y + k % 3, x - k % 2] |= PIXEL_FLAGS.bad if k % 2 else 0
+    plain, given = series.noises(), series.plan.given
+    factors = [replace(noise, covariance=given.estimate(series.stack.covariance_terms[i]))
+               for i, noise in enumerate(plain)]
+    same(series.measured(factors), series.measured(plain), 1e-6)
+
+
+def test_what_is_ready_serves_the_next_stack_and_other_stars_of_it(constant):
+    """Sizes and bright stars that come later, too; nothing is made twice."""
+    ready, noises = {}, constant.noises()[:4]
+    stack = constant.stack
+
+    def measure(some, ready=None, **more):
+        planes = (plane[some] for plane in (stack.difference, stack.variance, stack.flags))
+        return forced_photometry(*planes, constant.positions, PSF, noises[some], radius=4.0, ready=ready, **more)
+
+    same(measure(slice(2), ready, stamp_size=15), measure(slice(2), stamp_size=15), 1e-12)
+    blocks = dict(ready)
+    assert blocks
+    same(measure(slice(2, 4), ready, stamp_size=[15, 13]), measure(slice(2, 4), stamp_size=[15, 13]), 1e-12)
+    assert all(ready[key] is block for key, block in blocks.items() if key[0] != "again")
+    assert len(ready) > len(blocks)
 
 
 @pytest.mark.parametrize("spoilt", [0.0, -1.0, np.nan, np.inf])

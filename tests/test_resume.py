@@ -57,7 +57,7 @@ def undisturbed(settings, tmp_path_factory):
 def _no_plots():
     """The page is made of the tables that are compared; drawing it takes longer than all else."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpudia.pipeline.outputs.write_report", lambda output: (output / "report.html").write_text("-"))
+        patch.setattr("gpudia.report.write_report", lambda output: (output / "report.html").write_text("-"))
         yield
 
 
@@ -302,6 +302,28 @@ def test_records_outlive_a_torn_end(tmp_path):
         assert again["d"] == b"later"
         assert len(again) == len(found) + 1
         again.close()
+
+
+def test_records_that_may_be_on_the_disk_soon(tmp_path, monkeypatch):
+    """The disk is waited for at once, or once a second; they can be read, and outlive the process, anyway."""
+    from gpudia.pipeline import records
+
+    waits, now = [], [100.0]
+    monkeypatch.setattr(records.os, "fsync", waits.append)
+    monkeypatch.setattr(records.time, "monotonic", lambda: now[0])
+    file = RecordFile(tmp_path / "records")
+    for k in range(20):
+        now[0] += 0.25
+        file.add({f"{k}": b"x" * k}, soon=True)
+        assert file[f"{k}"] == b"x" * k
+    assert 4 <= len(waits) <= 6
+    before = len(waits)
+    file.add({"now": b""})
+    assert len(waits) == before + 1
+    file.close()
+    again = RecordFile(tmp_path / "records")
+    assert len(again) == 21
+    again.close()
 
 
 def test_a_flipped_bit_ends_what_is_believed(tmp_path):

@@ -41,10 +41,14 @@ class Backend:
         Arrays of this type belong to this backend.
     upload, download : callable
         From a NumPy array and back. Only `to_device`, `to_host` and `scalar` call them.
-    rfft2, irfft2 : callable
-        ``(array, shape) -> array`` over the last two axes.
+    rfft2 : callable
+        ``(array, shape) -> array`` over the last two axes, padded with zeros to that shape.
+    irfft2 : callable
+        ``(array, shape, rows=None) -> array``: back again, of that shape; if `rows` is given, its first rows only.
     inverse_spd : callable
         ``(a (B, n, n)) -> (inverse (B, n, n), ok (B,) bool)`` of symmetric positive definite matrices.
+    cholesky : callable
+        ``(a (n, n)) -> L (n, n)``, lower triangular, a = L L^T; all NaN where `a` is not positive definite.
     eigh : callable
         ``(a (n, n)) -> (eigenvalues, eigenvectors)``.
     free_bytes : callable
@@ -72,8 +76,9 @@ class Backend:
     upload: Callable[[np.ndarray], Array]
     download: Callable[[Array], np.ndarray]
     rfft2: Callable[[Array, tuple[int, int]], Array]
-    irfft2: Callable[[Array, tuple[int, int]], Array]
+    irfft2: Callable[..., Array]
     inverse_spd: Callable[[Array], tuple[Array, Array]]
+    cholesky: Callable[[Array], Array]
     eigh: Callable[[Array], tuple[Array, Array]]
     free_bytes: Callable[[], int]
     release: Callable[[], None]

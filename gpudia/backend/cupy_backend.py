@@ -53,6 +53,10 @@ def make_cupy_backend() -> Backend:
     if pool.get_limit() == 0:  # the driver and cuFFT's plans need the rest
         pool.set_limit(fraction=_POOL_SHARE)
 
+    def cholesky(a: Any) -> Any:
+        factor = cp.linalg.cholesky(a)  # not positive definite: NaN or a non-positive diagonal, no exception
+        return cp.where((cp.diagonal(factor) > 0).all(), factor, cp.nan)
+
     def inverse_spd(a: Any) -> tuple[Any, Any]:
         factor = cp.linalg.cholesky(a)  # not positive definite: NaN or a non-positive diagonal, no exception
         diagonal = cp.diagonal(factor, axis1=-2, axis2=-1)
@@ -63,6 +67,9 @@ def make_cupy_backend() -> Backend:
         wrong = cp.abs(inverse @ safe - cp.eye(a.shape[-1], dtype=a.dtype)).max(axis=(-2, -1))
         ok = ok & (wrong < 1e-3)
         return cp.where(ok[:, None, None], inverse, cp.nan), ok
+
+    def irfft2(a: Any, shape: tuple[int, int], rows: int | None = None) -> Any:
+        return cufft.irfft2(a, s=shape)[..., :rows, :]
 
     def free_bytes() -> int:
         return int(cp.cuda.Device().mem_info[0] + cp.get_default_memory_pool().free_bytes())
@@ -75,8 +82,8 @@ def make_cupy_backend() -> Backend:
 
     return Backend(
         name="cupy", xp=cp, array_type=cp.ndarray, upload=cp.asarray, download=cp.asnumpy,
-        rfft2=lambda a, shape: cufft.rfft2(a, s=shape), irfft2=lambda a, shape: cufft.irfft2(a, s=shape),
-        inverse_spd=inverse_spd, eigh=cp.linalg.eigh, free_bytes=free_bytes,
+        rfft2=lambda a, shape: cufft.rfft2(a, s=shape), irfft2=irfft2,
+        inverse_spd=inverse_spd, cholesky=cholesky, eigh=cp.linalg.eigh, free_bytes=free_bytes,
         release=pool.free_all_blocks, at_once=at_once,
         least_pixels=1, workers=1, tile_side=512, run_all=run_all, device=properties["name"].decode(),
     )

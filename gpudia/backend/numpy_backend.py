@@ -45,11 +45,16 @@ def _fft_workers(planes: np.ndarray) -> int:
 
 
 def _rfft2(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    return scipy.fft.rfft2(array, s=shape, workers=_fft_workers(array))
+    """One axis after the other: rows of zeros are not transformed, which saves a quarter for small stamps."""
+    workers = _fft_workers(array)
+    rows = scipy.fft.rfft(array[..., :shape[0], :], shape[1], workers=workers)
+    return scipy.fft.fft(rows, shape[0], axis=-2, overwrite_x=True, workers=workers)
 
 
-def _irfft2(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    return scipy.fft.irfft2(array, s=shape, workers=_fft_workers(array))
+def _irfft2(array: np.ndarray, shape: tuple[int, int], rows: int | None = None) -> np.ndarray:
+    workers = _fft_workers(array)
+    columns = scipy.fft.ifft(array, shape[0], axis=-2, workers=workers)[..., :rows, :]
+    return scipy.fft.irfft(columns, shape[1], workers=workers)
 
 
 def _inverse_spd(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -66,6 +71,12 @@ def _inverse_spd(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             inverse[i] += np.tril(lower)
             ok[i] = not failed
     return inverse, ok
+
+
+def _cholesky(a: np.ndarray) -> np.ndarray:
+    with _libraries.limit(limits=1 if len(a) < _LEAST_THREADED else None, user_api="blas"):
+        factor, failed = lapack.dpotrf(a, lower=1, clean=1)
+    return np.full_like(a, np.nan) if failed else np.ascontiguousarray(factor)
 
 
 def _free_bytes() -> int:
@@ -95,7 +106,7 @@ def make_numpy_backend() -> Backend:
     """Return the backend of NumPy arrays."""
     return Backend(
         name="numpy", xp=np, array_type=np.ndarray, upload=lambda a: a, download=np.asarray,
-        rfft2=_rfft2, irfft2=_irfft2, inverse_spd=_inverse_spd, eigh=np.linalg.eigh,
+        rfft2=_rfft2, irfft2=_irfft2, inverse_spd=_inverse_spd, cholesky=_cholesky, eigh=np.linalg.eigh,
         free_bytes=_free_bytes, release=lambda: None, at_once=lambda _: 1,
         least_pixels=_LEAST_PIXELS, workers=cores(), tile_side=300, run_all=_run_all,
         device=f"cpu, {cores()} cores",

@@ -238,7 +238,8 @@ def sane_wcs(wcs: WCS | None, shape: tuple[int, ...], path: Any = None) -> WCS |
     if wcs is None or not wcs.has_celestial:
         return None
     try:
-        wcs = wcs.celestial
+        if wcs.naxis != 2 or (wcs.wcs.lng, wcs.wcs.lat) != (0, 1):  # a copy takes its time
+            wcs = wcs.celestial
         centre = (shape[1] - 1) / 2, (shape[0] - 1) / 2
         with np.errstate(all="ignore"):
             scales = proj_plane_pixel_scales(wcs) * 3600

@@ -11,7 +11,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from gpudia.errors import RegistrationError
 from gpudia.flags import SOURCE_FLAGS
@@ -260,7 +260,7 @@ def _verify(predicted: NDArray, measured: _Stars, route: str) -> int:
     distance = np.hypot(*(inside[i] - measured.trusted[j]).T)
     found = np.array([np.count_nonzero(distance <= radius) for radius in radii])
     by_chance = 1 - np.exp(-density * np.pi * np.square(radii))
-    more = np.where(found > free, binom.sf(found - free - 1, max(len(inside) - free, 1), by_chance), 1.0)
+    more = np.where(found > free, bdtrc(found - free - 1, max(len(inside) - free, 1), by_chance), 1.0)
     chance = len(radii) * starts * float(more.min())
     if not chance < 1e-3:
         raise RegistrationError(

@@ -9,6 +9,7 @@ import numpy as np
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.model.design import Design
 from gpudia.model.fit import Fit
+from gpudia.model.given import GivenUnits
 from gpudia.model.stack import DifferenceStack
 
 __all__ = ["StackBuilder"]
@@ -42,6 +43,7 @@ class StackBuilder:
         self.coefficients = xp.empty((B, n))
         self.variances = xp.empty((B, n))
         self.covariance: Any = xp.empty((B, n, n)) if "covariance" in keep else None
+        self.covariance_terms = xp.full((B, 2), np.nan)
         self.scale_image_variance, self.scale_reference_variance = xp.empty(B), xp.empty(B)
         self.chi2, self.left = xp.empty(B), xp.empty(B)
         self.n_pixels, self.n_clipped = xp.zeros(B, dtype=xp.int64), xp.zeros(B, dtype=xp.int64)
@@ -72,10 +74,13 @@ class StackBuilder:
         self.n_pixels[group], self.n_clipped[group] = fit.n_pixels, fit.clipped.sum(axis=(1, 2, 3))
         self.status[group], self.iterations[group] = status, fit.iterations
 
-    def put_covariance(self, group: slice, covariance: Any) -> None:
-        """Store the covariance (b, n, n) of one group after `put`."""
+    def put_covariance(self, group: slice, fit: Fit, given: GivenUnits) -> None:
+        """Store what is kept of the covariances of one group, after `put`."""
         dead = ~self.xp.isfinite(self.coefficients[group][:, 0])
-        self.covariance[group] = self.xp.where(dead[:, None, None], np.nan, covariance)
+        if fit.covariance is None:
+            self.covariance_terms[group] = self.xp.where(dead[:, None], np.nan, given.shared_terms(fit))
+        if self.covariance is not None:
+            self.covariance[group] = self.xp.where(dead[:, None, None], np.nan, given.covariance(fit))
 
     def _pixel_flags(self, finite: Any, good: Any, fit: Fit, alive: Any) -> Any:
         xp, tiling = self.xp, self.design.tiling
@@ -105,4 +110,5 @@ class StackBuilder:
             scale=scale, scale_error=scale_error, scale_error_reference=xp.sqrt(self.scale_reference_variance),
             chi2=self.chi2, n_pixels=self.n_pixels, n_clipped=self.n_clipped, status=status, iterations=self.iterations,
             solver_error=xp.sqrt(xp.maximum(self.left, 0.0)), noise_gain=gain, covariance=self.covariance,
+            covariance_terms=self.covariance_terms,
             image_variance=self.image_variance, support=design.support, covariance_kind=covariance_kind)

@@ -102,7 +102,7 @@ class CovarianceCorrection:
         """
         xp, given = self._design.xp, self._plan.given
         weights = self._plan.weights_of(stack, image)
-        x = rows @ given.shared
+        x = given.shared.solved(rows)
         q = (rows * x).sum(axis=1)
         size = xp.sqrt(xp.where(q > 0, q, 1.0))
         x = x / size[:, None]  # the diagonal of X^T N X is then about as large for all
@@ -120,9 +120,10 @@ class CovarianceCorrection:
         inverses, ok = self._plan.backend.inverse_spd(xp.stack([
             matrix + ridge * xp.diagonal(matrix).mean() for matrix in (exact, usual * inner)]))
         if not scalar(ok.all()):
-            return rows @ stack.covariance[image], more @ stack.covariance[image]
+            covariance = given.estimate(stack.covariance_terms[image]).matrix()
+            return rows @ covariance, more @ covariance
         change = inverses[0] - inverses[1]
-        return (inverses[0] @ seen).T @ x, more @ given.shared / usual + (change @ (x @ more.T)).T @ x
+        return (inverses[0] @ seen).T @ x, given.shared.solved(more) / usual + (change @ (x @ more.T)).T @ x
 
     def _model(self, a: Any) -> Any:
         """U a at the bright pixels: coefficients (D, n) to (D, P)."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpudia.model.design import Design
 from gpudia.model.fit import Fit
+from gpudia.model.shared_covariance import EstimatedCovariance, SharedCovariance
 
 __all__ = ["GivenUnits"]
 
@@ -49,8 +50,9 @@ class GivenUnits:
             covariance = self._transformed(fit.covariance)
             variances = xp.diagonal(covariance, axis1=-2, axis2=-1)
         else:
-            ratio, missing, v = self._shared_terms(fit)
-            variances = ratio[:, None] * xp.diagonal(self.shared) + missing[:, None] * v * v
+            terms = self.shared_terms(fit)
+            s, t = terms[:, 0], terms[:, 1]
+            variances = s[:, None] * xp.diagonal(self.shared.matrix) + t[:, None] * self.shared.vector**2
         kind = fit.variance.dtype if self.fits_single else xp.float64
         own, variance = (plane.astype(kind) / unit**2 for plane in (fit.image_variance, fit.variance))
         return replace(fit, coefficients=a, covariance=covariance, variances=variances, model=fit.model / unit,
@@ -69,8 +71,10 @@ class GivenUnits:
         """Covariance (B, n, n) of a fit as given: exact, or an estimate from the shared matrix."""
         if fit.covariance is not None:
             return fit.covariance
-        ratio, missing, v = self._shared_terms(fit)
-        return ratio[:, None, None] * self.shared + missing[:, None, None] * (v[:, None] * v)
+        C, v = self.shared.matrix, self.shared.vector
+        terms = self.shared_terms(fit)
+        s, t = terms[:, 0], terms[:, 1]
+        return s[:, None, None] * C + t[:, None, None] * (v[:, None] * v)
 
     def _transformed(self, C: Any) -> Any:
         """Covariance (..., n, n) of the coefficients as given."""
@@ -85,19 +89,30 @@ class GivenUnits:
         return C
 
     @cached_property
-    def shared(self) -> Any:
-        """Approximate inverse of the shared normal matrix, for coefficients as given, (n, n)."""
-        return self._transformed(self._shared)
+    def shared(self) -> SharedCovariance:
+        """Approximate inverse C of the shared normal matrix, for coefficients as given, and v = C 1 / (1^T C 1).
 
-    def _shared_terms(self, fit: Fit) -> tuple[Any, Any, Any]:
-        """Estimate of each image's covariance, s C + t v v^T: s (B,), t (B,), v (n,).
-
-        The shared one by the ratio of the traces s, made exact for the sum S over the central kernel:
-        v = C 1 / (1^T C 1) and t = S - s 1^T C 1, a change of rank one that leaves it positive semi-definite.
+        1 picks the central kernel's pixels.
         """
-        xp, C, m = self.design.xp, self.shared, self.design.n_kernel
-        ratio = fit.covariance_ratio
+        xp, C, m = self.design.xp, self._transformed(self._shared), self.design.n_kernel
         row = C[:, :m].sum(axis=1)
         scale_variance = row[:m].sum()
-        v = row / xp.where(scale_variance > 0, scale_variance, 1.0)
-        return ratio, fit.scale_variance - ratio * scale_variance, v
+        return SharedCovariance(C, row / xp.where(scale_variance > 0, scale_variance, 1.0))
+
+    def shared_terms(self, fit: Fit) -> Any:
+        """Return s and t of the estimate s C + t v v^T of each image's covariance, (B, 2).
+
+        s is the ratio of the traces; t = S - s 1^T C 1 makes it exact for the sum S over the central kernel: a change
+        of rank one that leaves it positive semi-definite.
+        """
+        s = fit.covariance_ratio
+        return self.design.xp.stack([s, fit.scale_variance - s * self._scale_variance], axis=1)
+
+    @cached_property
+    def _scale_variance(self) -> Any:
+        m = self.design.n_kernel
+        return self.shared.matrix[:m, :m].sum()
+
+    def estimate(self, terms: Any) -> EstimatedCovariance:
+        """Return the estimated covariance of an image, from its `DifferenceStack.covariance_terms`."""
+        return EstimatedCovariance(self.shared, terms[0], terms[1])

@@ -357,8 +357,7 @@ class ReferencePlan:
             fit = self.fitter.complete(near, data, good_tiles & self._selection.usable, noise)
         fit = self.given.fit(fit)
         out.put(group, images, finite, good, fit)
-        if out.covariance is not None:
-            out.put_covariance(group, self.given.covariance(fit))
+        out.put_covariance(group, fit, self.given)
 
     def bytes_per_image(self, keep: tuple[str, ...] = ()) -> int:
         """Device memory that `subtract` needs for each image it works on at the same time, results in float64 included.

@@ -59,6 +59,8 @@ class DifferenceStack:
         sqrt(sum k^2) / scale; above 1 the kernel deconvolves and amplifies the reference's noise.
     covariance : (B, n, n) or None
         Covariance of the coefficients (kernel terms over the support, then background). Kept on request.
+    covariance_terms : (B, 2)
+        s and t of an estimated covariance s C + t v v^T (see `gpudia.model.given`); NaN where it is exact.
     image_variance : (B, H, W) or None
         Variance of the image's own noise. Kept on request.
     support : (K, K) bool, host
@@ -87,6 +89,7 @@ class DifferenceStack:
     solver_error: Any
     noise_gain: Any
     covariance: Any
+    covariance_terms: Any
     image_variance: Any
     support: np.ndarray
     covariance_kind: str

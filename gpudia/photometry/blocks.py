@@ -13,7 +13,7 @@ from gpudia.backend import Backend, to_device
 from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.photometry.apertures import aperture_weights, stamp_side
-from gpudia.photometry.linear import EpochNoise, LinearVariance, NoiseUnder, finite, inner, transform_side
+from gpudia.photometry.linear import EpochNoise, LinearVariance, NoiseUnder, WeightsSeen, finite, inner, transform_side
 from gpudia.photometry.psf import check_psf, shift_spectra, shifted_psf, smooth_profile, to_size
 from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, StampsOn, source_flags
 
@@ -45,6 +45,7 @@ class Stars:
     """Where the stars are and what their light looks like; host side.
 
     `psf` is the epoch's or, if `convolved`, the reference's, which each epoch's kernel is to be convolved with.
+    `numbers` are those of the stars among all.
     """
 
     positions: FloatArray
@@ -54,8 +55,11 @@ class Stars:
     psf: Any = None
     convolved: bool = False
     radius: float = 0.0
+    numbers: Any = None
 
     def __post_init__(self) -> None:
+        if self.numbers is None:
+            self.numbers = np.arange(len(self.positions))
         if self.psf is not None:
             self.psf = check_psf(self.psf)
             if self.psf.ndim == 3 and len(self.psf) != len(self.positions):
@@ -72,7 +76,8 @@ class Stars:
 
     def __getitem__(self, which: Any) -> Stars:
         psf = self.psf if self.psf is None or self.psf.ndim == 2 else self.psf[which]
-        return Stars(self.positions[which], self.shape, self.backend, self.dtype, psf, self.convolved, self.radius)
+        return Stars(self.positions[which], self.shape, self.backend, self.dtype, psf, self.convolved, self.radius,
+                     self.numbers[which])
 
 
 class Under(NamedTuple):
@@ -125,7 +130,7 @@ class Block:
         self.placed = self._placed(size)
         offsets = self.placed.stamps.offsets
         self.under = {}
-        self.circle = self._spectra = self._fixed = None
+        self.circle = self._spectra = self._fixed = self._seen = None
         if stars.psf is not None:
             self.under["psf"] = NoiseUnder(self.placed, noise, side, self.dtype)
         if stars.radius:
@@ -133,6 +138,8 @@ class Block:
             self.circle = to_device(aperture_weights(stars.positions, stars.radius, small)[0], self.backend, self.dtype)
             self.under["ap"] = NoiseUnder(self._placed(small), noise, transform_side(small, noise.kernel_size),
                                           self.dtype)
+            if self.backend.array_type is np.ndarray:  # elsewhere which star is masked would be waited for
+                self._seen = self.under["ap"].see(self.circle, noise, often=True)
         if stars.convolved:
             self._spectra = to_device(shift_spectra(stars.psf, offsets, size, side, self.dtype), self.backend)
         elif stars.psf is not None:
@@ -149,6 +156,7 @@ class Block:
         for name in ("circle", "_spectra", "_fixed"):
             whole = getattr(self, name)
             setattr(other, name, None if whole is None else whole[which])
+        other._seen = None if self._seen is None else self._seen.map(lambda part: part[which])
         return other
 
     def measure(self, epoch: Epoch, limits: dict[str, float],
@@ -170,9 +178,11 @@ class Block:
             # the pull on the model is that of the PSF itself: where it is high its own weights are needed, too
             source["psf"] = "quiet" if exact else "psf"
             measures[source["psf"]] = self._quiet(measures["psf"])
-            spectra["quiet"] = spectra["psf"]
-        parts = {name: self.under["psf" if name == "quiet" else name].variance(
-            one.weights, one.pixels.own, noise, spectra[name]) for name, one in measures.items()}
+        parts = {}
+        for name, one in measures.items():
+            where = "psf" if name == "quiet" else name
+            parts[name] = self.under[where].variance(one.weights, one.pixels.own, noise, spectra[where],
+                                                     self._weights_seen(where, one, noise))
         if exact and noise.correction is not None and noise.covariance is not None:
             parts = _corrected(self.xp, parts, noise.correction)
         else:
@@ -185,7 +195,7 @@ class Block:
     def _convolved(self, kernel_spectra: Any, scale: Any) -> Any:
         """The epoch's PSF at each star on its stamp."""
         product = self._spectra * (kernel_spectra / scale[:, None, None].astype(self.dtype))
-        return self.backend.irfft2(product, (self.side, self.side))[:, :self.size, :self.size]
+        return self.backend.irfft2(product, (self.side, self.side), self.size)[:, :, :self.size]
 
     def _pixels(self, epoch: Epoch) -> Under:
         xp, gather, fitted = self.xp, self.placed.gather, epoch.noise.fitted
@@ -238,6 +248,22 @@ class Block:
         lit = (weights * light).sum(axis=(1, 2))
         return Weighted(pixels, weights / xp.where(lit > 0, lit, xp.inf)[:, None, None],
                         xp.where(inside, xp.maximum(circle * light, 1e-12), 0.0), inside, light)
+
+    def _weights_seen(self, name: str, one: Weighted, noise: EpochNoise) -> WeightsSeen:
+        """What the variance needs of the weights: those of an aperture are the circle's, but for masked stars."""
+        under = self.under[name]
+        if name == "psf" or self._seen is None:
+            return under.see(one.weights, noise)
+        centre = int(self.circle.shape[-1]) // 2
+        factor = one.weights[:, centre, centre] / self.circle[:, centre, centre]
+        seen = self._seen.map(lambda part: part * factor.reshape(-1, *(1,) * (part.ndim - 1)))
+        masked = np.flatnonzero((one.matters & ~one.pixels.good).any(axis=(1, 2)))
+        if masked.size:
+            few = under.only(masked).see(one.weights[masked], noise, often=True)
+            for all_of_it, part in zip(seen, few, strict=True):
+                if part is not None:
+                    all_of_it[masked] = part
+        return seen
 
     def _misfit(self, psf: Weighted, flux: Any) -> Any:
         """By how much chi^2 of the PSF's fit exceeds what noise alone gives in all but few cases; at least 1."""
@@ -293,7 +319,7 @@ class _Leverage:
             part = xp.where(one.pixels.fitted, squares, 0.0).sum(axis=(1, 2))
             self._share[name] = part / xp.where(self._white[name] > 0, self._white[name], 1.0)
         inverse = 1.0 / xp.where(self._white["psf"] > 0, self._white["psf"], xp.inf)  # phi^T W phi
-        self._levers = {name: self._share["psf"] * inverse * inner(part.rows, psf.directions)
+        self._levers = {name: self._share["psf"] * inverse * inner(part.coordinates, psf.directions)
                         for name, part in parts.items()}
         self.of_psf = self._levers["psf"]
 

@@ -28,6 +28,8 @@ __all__ = ["forced_photometry", "measure_apertures", "psf_photometry"]
 #: Stars of which so much is kept at a time: positions, PSFs and the reference under them, some 25 kB a star,
 #: more with large kernels, and that for each size of stamps: the fewer, the more sizes there are.
 _STARS_AT_ONCE = 8192
+#: Stars on stamps of a size of which what is ready is kept for the next stack, some 60 kB each.
+_KEPT = 2048
 #: Leverage from which on stars are measured on stamps twice as wide, as the wings pull, too. Few have more.
 _HIGH_LEVERAGE = 0.05
 
@@ -35,7 +37,8 @@ _HIGH_LEVERAGE = 0.05
 def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any, psf: Any,
                       noises: Sequence[EpochNoise], *, radius: float | None,
                       stamp_size: int | Sequence[int] | None = None,
-                      max_masked_fraction: float = 0.2) -> dict[str, ForcedFluxes]:
+                      max_masked_fraction: float = 0.2,
+                      ready: dict[Any, Block] | None = None) -> dict[str, ForcedFluxes]:
     r"""Measure PSF fluxes and aperture sums of all stars on all images of a stack.
 
     PSF fluxes and sums are f = a^T D with
@@ -43,10 +46,10 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
     .. math:: a_{psf} = W q / q^T W \phi, \qquad a_{ap} = c / c^T \phi
 
     with the inverse variance W, the epoch's PSF :math:`\phi` at the star (the reference's, convolved with the kernel
-    there, of sum 1), a smooth profile q of its shape (`smooth_profile`; :math:`\phi` itself where that would cost 3 % of
-    the information: the kernel's noise, in :math:`\phi` and in D, is then taken for light, 0.1 % of a star's flux or
-    less) and the share c of each pixel that lies in the circle; W and c are 0 where pixels are masked, so that both are
-    total fluxes. Their variance is V_0 + g^T C g (see `LinearVariance`).
+    there, of sum 1), a smooth profile q of its shape (see `gpudia.photometry.psf.smooth_profile`; :math:`\phi` itself
+    where that would cost 3 % of the information: the kernel's noise, in :math:`\phi` and in D, is then taken for light,
+    0.1 % of the star's or less) and the share c of each pixel that lies in the circle; W and c are 0 where pixels are
+    masked, so that both are total fluxes. Their variance is V_0 + g^T C g (see `LinearVariance`).
 
     Where `EpochNoise.fitted` says which pixels took part in the fit, the star's pull on its own model is put right. The
     fit takes a share :math:`h = u \, g^T C \, U^T W \phi` of a change of the star's flux for one of the kernel, with
@@ -83,6 +86,9 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
         together.
     max_masked_fraction : float
         Share of the star's weight (sum of phi^2; light in the aperture) that may be masked; above it the flux is NaN.
+    ready : dict, optional
+        Empty at first. What is made of the stars and the reference, a fifth of the work on 32 images, is kept there for
+        the next stack with the same stars, PSF, radius, reference and covariance, unless that is more than some 200 MB.
 
     Returns
     -------
@@ -120,7 +126,7 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
         raise InputError(f"stamp_size must be one number or one for each of {len(planes)} images, got {len(sizes)}")
     for size in set(sizes):
         _check_size(size, stars.radius)
-    return _measured(stars, planes, limits, sizes * (len(planes) // len(sizes)))
+    return _measured(stars, planes, limits, sizes * (len(planes) // len(sizes)), ready)
 
 
 def psf_photometry(difference: NDArray[Any], variance: NDArray[Any], mask: NDArray[Any] | None, positions: Any,
@@ -217,8 +223,8 @@ def measure_apertures(difference: NDArray[Any], variance: NDArray[Any], mask: ND
 
 
 def _in_dtype(noise: EpochNoise, dtype: str) -> EpochNoise:
-    """With the covariance, which all blocks of stars need, in the dtype of the work."""
-    if noise.covariance is None:
+    """With the covariance, which all blocks of stars need, in the dtype of the work, if it is an array."""
+    if not hasattr(noise.covariance, "astype"):
         return noise
     return replace(noise, covariance=noise.covariance.astype(dtype, copy=False))
 
@@ -252,8 +258,8 @@ def _first(fluxes: ForcedFluxes) -> ForcedFluxes:
     return ForcedFluxes(*(column[0] for column in fluxes))
 
 
-def _measured(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
-              sizes: Sequence[int]) -> dict[str, ForcedFluxes]:
+def _measured(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], sizes: Sequence[int],
+              ready: dict[Any, Block] | None = None) -> dict[str, ForcedFluxes]:
     """Measure all stars on all images; `limits` names the measures, with the share that may be masked."""
     for limit in limits.values():
         check_fraction(limit)
@@ -261,11 +267,14 @@ def _measured(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
     result = {name: _not_measured(inside.shape, sizes) for name in limits}
     some = np.flatnonzero(inside.any(axis=0))
     if some.size:
-        found, leverage = _found(stars[some], epochs, limits, sizes)
-        _measure_again(found, stars[some], epochs, limits, sizes, inside[:, some] & (leverage > _HIGH_LEVERAGE))
+        ready = {} if ready is None or some.size * len(set(sizes)) > _KEPT else ready
+        found, leverage = _found(stars[some], epochs, limits, sizes, ready)
         for name, fluxes in found.items():
             for column, values in zip(result[name], fluxes, strict=True):
                 column[:, some] = np.where(inside[:, some], values, column[:, some])
+        high = np.zeros_like(inside)
+        high[:, some] = inside[:, some] & (leverage > _HIGH_LEVERAGE)
+        _measure_again(result, stars, epochs, limits, sizes, high, ready)
     return result
 
 
@@ -286,8 +295,8 @@ def _not_measured(shape: tuple[int, int], sizes: Sequence[int]) -> ForcedFluxes:
                         np.full(shape, SOURCE_FLAGS.outside, np.int32), masked)
 
 
-def _found(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
-           sizes: Sequence[int]) -> tuple[dict[str, ForcedFluxes], NDArray[np.float64]]:
+def _found(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], sizes: Sequence[int],
+           ready: dict[Any, Block]) -> tuple[dict[str, ForcedFluxes], NDArray[np.float64]]:
     """Fluxes of all stars on stamps of the sizes of the images, and their leverage, (B, S)."""
     xp, backend, n = stars.backend.xp, stars.backend, len(stars.positions)
     found = {name: ForcedFluxes(*(xp.zeros((len(epochs), n), dtype=kind)
@@ -307,10 +316,22 @@ def _found(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
     for start in range(0, n, at_once):
         stop = min(start + at_once, n)
         parts = [(size, which) for size in wanted for which in _parts(stars, start, stop, size, epochs[0])]
-        blocks = backend.run_all(lambda part: Block(stars[part[1]], part[0], epochs[0].noise), parts)
+        blocks = _blocks([(size, stars[which]) for size, which in parts], epochs[0].noise, ready)
         backend.run_all(measure, [(which, block, i) for (size, which), block in zip(parts, blocks, strict=True)
                                   for i in range(len(epochs)) if sizes[i] == size])
     return {name: ForcedFluxes(*map(to_host, columns)) for name, columns in found.items()}, to_host(leverage)
+
+
+def _blocks(parts: Sequence[tuple[int, Stars]], noise: EpochNoise, ready: dict[Any, Block]) -> list[Block]:
+    """Blocks of stars on stamps of some sizes; those that are not ready are made."""
+    keys = [(size, stars.numbers.tobytes()) for size, stars in parts]
+    backend = parts[0][1].backend
+    if any(key not in ready for key in keys) and sum(len(block.stars.positions) for block in ready.values()) > _KEPT:
+        ready.clear()
+    todo = {key: part for key, part in zip(keys, parts, strict=True) if key not in ready}
+    made = backend.run_all(lambda part: Block(part[1], part[0], noise), todo.values())
+    ready.update(zip(todo, made, strict=True))
+    return [ready[key] for key in keys]
 
 
 def _parts(stars: Stars, start: int, stop: int, size: int, epoch: Epoch) -> list[slice]:
@@ -321,20 +342,30 @@ def _parts(stars: Stars, start: int, stop: int, size: int, epoch: Epoch) -> list
 
 
 def _measure_again(found: dict[str, ForcedFluxes], stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
-                   sizes: Sequence[int], high: NDArray[np.bool_]) -> None:
+                   sizes: Sequence[int], high: NDArray[np.bool_], ready: dict[Any, Block]) -> None:
     """Put fluxes on stamps that hold nearly all of the light, with exact leverage, where that is high (B, S)."""
     some, images = np.flatnonzero(high.any(axis=0)), np.flatnonzero(high.any(axis=1)).tolist()
     if not some.size:
         return
     noise = epochs[0].noise
     larger = [min(stars.whole_size(noise), max(2 * size - 1, stamp_side(stars.radius))) for size in sizes]
+
+    def block(size: int) -> Block:
+        known, which = ready.get(("again", size)), some
+        if known is not None:
+            which = np.union1d(some, known.stars.numbers)
+        if known is None or len(which) > len(known.stars.positions):
+            ready["again", size] = known = Block(stars[which], size, noise)
+        return known
+
     wanted = sorted({larger[i] for i in images})
-    blocks = dict(zip(wanted, stars.backend.run_all(lambda size: Block(stars[some], size, noise), wanted), strict=True))
+    blocks = dict(zip(wanted, stars.backend.run_all(block, wanted), strict=True))
 
     def again(i: int) -> None:
-        which = np.flatnonzero(high[i, some])
-        for name, part in blocks[larger[i]].only(which).measure(epochs[i], limits, exact=True)[0].items():
-            for column, values in zip(found[name], part, strict=True):
-                column[i, some[which]] = to_host(values)
+        which, wide = np.flatnonzero(high[i]), blocks[larger[i]]
+        part = wide.only(np.searchsorted(wide.stars.numbers, which))
+        for name, fluxes in part.measure(epochs[i], limits, exact=True)[0].items():
+            for column, values in zip(found[name], fluxes, strict=True):
+                column[i, which] = to_host(values)
 
     stars.backend.run_all(again, images)

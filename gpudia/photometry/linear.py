@@ -42,7 +42,7 @@ class EpochNoise:
         The reference frame R, ADU. Needed with `covariance`.
     covariance : (n, n), optional
         Covariance of the model's coefficients: for each kernel polynomial the pixels of `support`, row-major; then
-        the background terms.
+        the background terms. Or what multiplies rows by one (`gpudia.model.EstimatedCovariance`).
     support : (K, K) bool, optional
         Pixels of the kernel that were free; all of them by default. Host array.
     kernel_terms, background_terms : callable, optional
@@ -129,25 +129,58 @@ class LinearVariance(NamedTuple):
         (S, n): g = U^T a, the rows of the design matrix summed with the weights. For kernel polynomial p and
         offset u it is p_p sum_x a(x) R(x - u), for a background term p sum_x a(x), with the polynomials at the star.
         None without a covariance.
-    directions
-        (S, n): C g; None without a covariance.
+    coordinates, directions
+        (S, N): what g^T C h is the inner product of, for g and h: g itself and C h, or those of
+        `gpudia.model.SharedCovariance`. None without a covariance.
     """
 
     noise: Any
     fit: Any
     rows: Any
-    directions: Any
+    coordinates: Any = None
+    directions: Any = None
 
     def with_covariance(self, covariance: Any) -> LinearVariance:
         """Return it with g^T C g, where there are rows."""
         if self.rows is None:
             return self
-        # what rounds here is small against the noise itself; with thousands of coefficients it is most of the work
-        return self.along(self.rows @ covariance.astype(self.rows.dtype, copy=False))
+        known = _known(covariance)
+        coordinates = known.coordinates(self.rows) if self.coordinates is None else self.coordinates
+        return self.along(known.times(coordinates), coordinates)
 
-    def along(self, directions: Any) -> LinearVariance:
-        """Return it with these C g."""
-        return self._replace(fit=inner(self.rows, directions), directions=directions)
+    def along(self, directions: Any, coordinates: Any = None) -> LinearVariance:
+        """Return it with these directions: C g, or what belongs to coordinates other than g."""
+        coordinates = self.rows if coordinates is None else coordinates
+        return self._replace(fit=inner(coordinates, directions), coordinates=coordinates, directions=directions)
+
+
+class _Matrix(NamedTuple):
+    """A covariance as it is: coordinates of a row are the row."""
+
+    matrix: Any
+
+    def coordinates(self, rows: Any) -> Any:
+        return rows
+
+    def times(self, rows: Any) -> Any:
+        # what rounds here is small against the noise itself; with thousands of coefficients it is most of the work
+        return rows @ self.matrix.astype(rows.dtype, copy=False)
+
+
+def _known(covariance: Any) -> Any:
+    return covariance if hasattr(covariance, "coordinates") else _Matrix(covariance)
+
+
+class WeightsSeen(NamedTuple):
+    """What follows from the weights of some stars alone: their transform, rows g and the coordinates of these."""
+
+    spectra: Any
+    rows: Any
+    coordinates: Any
+
+    def map(self, function: Callable[[Any], Any]) -> WeightsSeen:
+        """Apply a function to each part that there is."""
+        return WeightsSeen(*(None if part is None else function(part) for part in self))
 
 
 class NoiseUnder:
@@ -169,12 +202,13 @@ class NoiseUnder:
         self.stamps, self.backend, self.side, self.dtype = stamps, stamps.backend, side, dtype
         self.half = noise.kernel_size // 2
         self._to_centre = self._phase(self.half)
+        wide = StampsOn(stamps.stamps, stamps.shape, stamps.backend)
         self.kernel_terms = self._terms(noise.kernel_terms)
         self._variance = self._spectra = None
         if noise.reference_variance is not None:
-            self._variance = finite(stamps.gather(noise.reference_variance, self.half).astype(dtype))
+            self._variance = finite(wide.gather(noise.reference_variance, self.half).astype(dtype))
         if noise.covariance is not None:
-            reference = finite(stamps.gather(noise.reference, self.half).astype(dtype))
+            reference = finite(wide.gather(noise.reference, self.half).astype(dtype))
             self._spectra = self.backend.rfft2(reference, (side, side))
             free = np.ones((noise.kernel_size,) * 2, bool) if noise.support is None else np.asarray(noise.support, bool)
             self._free = to_device(np.flatnonzero(free), self.backend)
@@ -226,26 +260,32 @@ class NoiseUnder:
             other._spectra, other._background = self._spectra[which], self._background[which]
         return other
 
-    def variance(self, weights: Any, own: Any, noise: EpochNoise, kernel_spectra: Any) -> LinearVariance:
+    def see(self, weights: Any, noise: EpochNoise, often: bool = False) -> WeightsSeen:
+        """What the variance of a^T D needs of weights a (S, m, m) alone; coordinates, too, if it is needed often."""
+        if self._variance is None and noise.covariance is None:
+            return WeightsSeen(None, None, None)
+        spectra = self.backend.rfft2(weights, (self.side, self.side))
+        if noise.covariance is None:
+            return WeightsSeen(spectra, None, None)
+        rows = self._design_rows(spectra, weights.sum(axis=(1, 2)))
+        return WeightsSeen(spectra, rows, _known(noise.covariance).coordinates(rows) if often else None)
+
+    def variance(self, weights: Any, own: Any, noise: EpochNoise, kernel_spectra: Any,
+                 seen: WeightsSeen) -> LinearVariance:
         """Parts of the variance of a^T D for weights a (S, m, m), with the image's own variance `own` on the stamps.
 
         What the coefficients' noise adds is left to `LinearVariance.with_covariance`.
         """
-        xp = self.backend.xp
-        total, rows = (weights * weights * own).sum(axis=(1, 2)), None
-        if self._variance is not None or noise.covariance is not None:
-            spectra = self.backend.rfft2(weights, (self.side, self.side))
-            if self._variance is not None:
-                total = total + self._reference_term(weights, spectra, own, noise.shared, kernel_spectra)
-            if noise.covariance is not None:
-                rows = self._design_rows(spectra, weights.sum(axis=(1, 2)))
-        return LinearVariance(total, xp.zeros_like(total), rows, None)
+        total = (weights * weights * own).sum(axis=(1, 2))
+        if self._variance is not None:
+            total = total + self._reference_term(weights, seen.spectra, own, noise.shared, kernel_spectra)
+        return LinearVariance(total, self.backend.xp.zeros_like(total), seen.rows, seen.coordinates)
 
     def _reference_term(self, weights: Any, spectra: Any, own: Any, shared: float, kernel_spectra: Any) -> Any:
         """Sum of (a correlated with k)^2 times the reference's variance, less what it shares with the image, (S,)."""
         m, h = self.stamps.stamps.size, self.half
         product = spectra * (self.backend.xp.conj(kernel_spectra) * self._to_centre)
-        response = self.backend.irfft2(product, (self.side, self.side))[:, :m + 2 * h, :m + 2 * h]
+        response = self.backend.irfft2(product, (self.side, self.side), m + 2 * h)[:, :, :m + 2 * h]
         term = (response * response * self._variance).sum(axis=(1, 2))
         if shared:
             term = term - 2 * shared * (weights * response[:, h:h + m, h:h + m] * own).sum(axis=(1, 2))
@@ -254,7 +294,7 @@ class NoiseUnder:
     def _design_rows(self, spectra: Any, total: Any) -> Any:
         """Rows g = U^T a, one for each star, (S, n)."""
         xp, h = self.backend.xp, self.half
-        lags = self.backend.irfft2(self._spectra * xp.conj(spectra), (self.side, self.side))
+        lags = self.backend.irfft2(self._spectra * xp.conj(spectra), (self.side, self.side), 2 * h + 1)
         # lags[v] = sum_x a(x) R(x + v - h), so that the kernel's offset is u = h - v: read it backwards
         lags = lags[:, 2 * h::-1, 2 * h::-1] if h else lags[:, :1, :1]
         lags = xp.take(lags.reshape(len(lags), (2 * h + 1) ** 2), self._free, axis=1)
@@ -301,7 +341,8 @@ def linear_flux_variance(weights: FloatArray, stamps: Stamps, noise: EpochNoise)
     under = NoiseUnder(placed, noise, side, np.dtype(float))
     spectra = None if noise.kernel is None else under.kernel_spectra(to_device(noise.kernel, backend))[0]
     own = finite(placed.gather(noise.image_variance).astype(float))
-    parts = under.variance(weights, own, noise, spectra).with_covariance(noise.covariance)
+    seen = under.see(weights, noise)
+    parts = under.variance(weights, own, noise, spectra, seen).with_covariance(noise.covariance)
     return to_host(parts.noise + parts.fit)
 
 

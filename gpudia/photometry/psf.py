@@ -96,9 +96,10 @@ def smooth_profile(stamps: Any) -> Any:
     total = squares.sum(axis=(1, 2))
     total = xp.where(total > 0, total, 1.0).astype(dtype)
     along_x, along_y = squares.sum(axis=1), squares.sum(axis=2)
-    x, y = along_x @ grid / total, along_y @ grid / total
-    xx, yy = along_x @ grid**2 / total - x * x, along_y @ grid**2 / total - y * y
-    xy = (squares @ grid) @ grid / total - x * y
+    # sums, not products of matrices: no star's digits depend on how many others there are
+    x, y = (along_x * grid).sum(axis=1) / total, (along_y * grid).sum(axis=1) / total
+    xx, yy = (along_x * grid**2).sum(axis=1) / total - x * x, (along_y * grid**2).sum(axis=1) / total - y * y
+    xy = ((squares * grid).sum(axis=2) * grid).sum(axis=1) / total - x * y
     area = xx * yy - xy * xy
     wide = (area > 0) & (xx > 0)
     inverse = (1.0 / xp.where(wide, area, 1.0)).astype(dtype)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from gpudia.backend import Backend, to_device
@@ -96,6 +97,10 @@ class StampsOn:
     def __init__(self, stamps: Stamps, shape: tuple[int, int], backend: Backend) -> None:
         self.stamps, self.shape, self.backend = stamps, shape, backend
         self._places: dict[int, tuple[Any, Any]] = {}
+        first, last = stamps.centres - stamps.size // 2, stamps.centres + stamps.size // 2
+        inside = (first >= 0).all() and (last < (shape[1], shape[0])).all()
+        #: First column and row of stamps that all lie in a frame of the host: cut out as windows, in half the time.
+        self._corners = first.T if inside and backend.array_type is np.ndarray else None
 
     def __len__(self) -> int:
         return len(self.stamps)
@@ -120,6 +125,10 @@ class StampsOn:
 
     def gather(self, frame: Any, margin: int = 0, outside: Any = 0) -> Any:
         """Cut the stamps, grown by `margin`, out of a frame (H, W): (S, M, M), with `outside` beyond its edges."""
+        if margin == 0 and self._corners is not None and frame.flags.c_contiguous:
+            (x, y), size = self._corners, self.stamps.size
+            windows = (frame.shape[0] - size + 1, frame.shape[1] - size + 1, size, size)
+            return as_strided(frame, windows, frame.strides * 2, writeable=False)[y, x]
         flat, inside = self._place(margin)
         cut = self.backend.xp.take(frame.reshape(-1), flat)
         return cut if inside is None else self.backend.xp.where(inside, cut, outside).astype(cut.dtype)

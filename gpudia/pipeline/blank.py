@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from gpudia.pipeline.looks import Look
     from gpudia.pipeline.measure import EpochFluxes
 
-__all__ = ["blank_places", "with_sky_excess"]
+__all__ = ["blank_places", "sky_scatter", "with_sky_excess"]
 
 Float = NDArray[np.float64]
 #: Places at most; in how many epochs so many may be measured, and how many are in all of a long series; how many are
 #: tried, and how many tell something.
-_MOST, _EPOCHS, _LEAST, _TRIED, _FEWEST = 256, 16, 64, 2048, 16
+_MOST, _EPOCHS, _LEAST, _TRIED, _FEWEST = 256, 16, 32, 2048, 16
 #: Signal to noise of a bright star; FWHM to keep away from any star, a bright one, and one that may vary.
 _BRIGHT, _REACHES = 100.0, (1.0, 2.0, 3.0)
 #: What is looked for, as a share of the stated error.
@@ -51,7 +51,7 @@ def blank_places(mask: NDArray[Any], positions: Float, flux: Float, error: Float
     Returns
     -------
     (N, 2)
-        256 at most, 64 in long series; none where there is no room for 16.
+        256 at most, 32 in long series; none where there is no room for 16.
     """
     height, width = mask.shape
     step = max(2 * fwhm, np.sqrt(mask.size / _TRIED))
@@ -72,26 +72,37 @@ def blank_places(mask: NDArray[Any], positions: Float, flux: Float, error: Float
     return places[np.linspace(0, len(places) - 1, min(len(places), most)).round().astype(int)]
 
 
-def with_sky_excess(done: Sequence[Look], fluxes: Sequence[EpochFluxes], best: str) -> list[EpochFluxes]:
-    r"""Add to the errors what the sky scatters by beyond them: a flat field, fringes or stars below the noise.
+def sky_scatter(fluxes: Sequence[EpochFluxes], method: str) -> tuple[Float, Float]:
+    r"""What the sky scatters by beyond the stated errors, of each epoch: a flat field, fringes, stars below the noise.
 
     Fluxes at blank places are noise, stated by :math:`\sigma`. What they scatter by beyond that (`excess_scatter`, a
     share s of their errors) is on each star, too, however bright: :math:`s \tilde\sigma`, with the median of their
-    errors. ``sky_excess`` of an epoch is by how much their errors are too small, :math:`\sqrt{1 + s^2}`.
+    errors.
+
+    Returns
+    -------
+    excess : (E,)
+        By how much the errors at blank places are too small, :math:`\sqrt{1 + s^2}`; 1 where nothing tells.
+    size : (E,)
+        :math:`s \tilde\sigma`, ADU of the reference.
     """
-    found, size = {}, {}
-    for method in fluxes[0].fluxes if fluxes else ():
-        flux, error = (np.array([epoch.blank[method][k] for epoch in fluxes], float) for k in (0, 1))
-        good = np.isfinite(flux) & (error > 0) & (flux != 0).any(axis=1, keepdims=True)  # not the reference itself
-        good &= good.sum(axis=1, keepdims=True) >= _FEWEST
-        found[method] = excess_scatter(flux, error, error, good, _GRID) * good.any(axis=1)
-        size[method] = [np.median(row[use]) if use.any() else 0.0 for row, use in zip(error, good, strict=True)]
+    flux, error = (np.array([epoch.blank[method][k] for epoch in fluxes], float) for k in (0, 1))
+    good = np.isfinite(flux) & (error > 0) & (flux != 0).any(axis=1, keepdims=True)  # not the reference itself
+    good &= good.sum(axis=1, keepdims=True) >= _FEWEST
+    share = excess_scatter(flux, error, error, good, _GRID) * good.any(axis=1)
+    typical = [np.median(row[use]) if use.any() else 0.0 for row, use in zip(error, good, strict=True)]
+    return np.hypot(1.0, share), share * np.array(typical)
+
+
+def with_sky_excess(done: Sequence[Look], fluxes: Sequence[EpochFluxes], best: str) -> list[EpochFluxes]:
+    """Add to the errors what the sky scatters by beyond them (`sky_scatter`); note that of `best` as ``sky_excess``."""
+    found = {method: sky_scatter(fluxes, method) for method in (fluxes[0].fluxes if fluxes else ())}
     result = []
     for i, (look, epoch) in enumerate(zip(done, fluxes, strict=True)):
-        look.numbers["sky_excess"] = float(np.hypot(1.0, found[best][i]))
+        look.numbers["sky_excess"] = float(found[best][0][i])
         widened = {}
         for method, one in epoch.fluxes.items():
-            more = found[method][i] * size[method][i]
+            more = found[method][1][i]
             widened[method] = one._replace(flux_diff_err=np.hypot(one.flux_diff_err, more),
                                            flux_err=np.hypot(one.flux_err, more))
         result.append(replace(epoch, fluxes=widened))

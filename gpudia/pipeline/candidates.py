@@ -18,8 +18,9 @@ from gpudia.flags import CANDIDATE_FLAGS, PIXEL_FLAGS
 from gpudia.images import write_table
 from gpudia.model import DifferenceStack, Score, decorrelate, score_image
 from gpudia.photometry import DETECTION_COLUMNS, KnownStars, associate, detect_peaks, epoch_psf
+from gpudia.pipeline.blank import sky_scatter
 from gpudia.pipeline.looks import Look
-from gpudia.pipeline.measure import Measures
+from gpudia.pipeline.measure import EpochFluxes, Measures
 from gpudia.pipeline.reference import RunReference
 
 __all__ = ["Detections", "detect_epoch", "write_candidates"]
@@ -67,10 +68,14 @@ def detect_epoch(look: Look, stack: DifferenceStack, i: int, bits: NDArray[np.ui
 
 
 def write_candidates(output: Path, looks: Sequence[Look], reference: RunReference,
-                     detections: Mapping[str, Detections]) -> Table:
-    """Write ``detections.ecsv``, and ``candidates.ecsv`` which has one row for each place on the sky; return that."""
+                     detections: Mapping[str, Detections], fluxes: Mapping[str, EpochFluxes]) -> Table:
+    """Write ``detections.ecsv``, and ``candidates.ecsv`` which has one row for each place on the sky; return that.
+
+    Errors and scores count what the sky of an epoch scatters by beyond its noise, at the blank places of `fluxes`; what
+    is not significant then is left out.
+    """
     done = [look for look in looks if look.name in detections and not look.reason]
-    found = _joined(done, detections)
+    found = _judged(_joined(done, detections), done, fluxes, reference.config.detect)
     fwhm = [look.fwhm for look in done if math.isfinite(look.fwhm)] or [_FWHM]
     tolerance = max(float(np.median(fwhm)) / 2, 1.0)
     places = associate(np.column_stack([found["x"], found["y"]]), np.asarray(found["score"]), tolerance)
@@ -105,6 +110,16 @@ def _joined(done: Sequence[Look], detections: Mapping[str, Detections]) -> Table
     for name in ("x", "y"):
         table[name].description = "0-based, in the reference frame"
     return table
+
+
+def _judged(found: Table, done: Sequence[Look], fluxes: Mapping[str, EpochFluxes], threshold: float) -> Table:
+    """Those that are significant with what the sky scatters by in their errors."""
+    size = dict(zip([look.name for look in done], sky_scatter([fluxes[look.name] for look in done], "psf")[1],
+                    strict=True)) if done else {}
+    stated = np.asarray(found["flux_diff_err"], float)
+    error = np.hypot(stated, np.array([size[name] for name in found["image"]], float))
+    found["score"], found["flux_diff_err"] = found["score"] * (stated / error), error
+    return found[np.abs(found["score"]) >= threshold]
 
 
 def _candidate(found: Table) -> tuple:

@@ -58,8 +58,6 @@ class Cluster(Executor):
         If no scheduler listens, it has no workers, or these have another version of gpudia or do not see `output`.
     """
 
-    does_batches = True
-
     def __init__(self, address: str | None, workers: int, output: Path) -> None:
         self._output = output.resolve()
         self._cluster = None if address else _local(workers)
@@ -91,6 +89,10 @@ class Cluster(Executor):
                 raise ConfigError(f"output must be on storage that all workers see, got {self._output}, which "
                                   f"{worker} does not")
         log.info("%d workers at %s", len(found), self._address)
+
+    def does_batches(self, _: int) -> bool:
+        """Yes: each worker is there for as much as it can."""
+        return True
 
     def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
         """See `Executor.map`."""

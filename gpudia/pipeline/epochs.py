@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpudia.config import RunConfig
 from gpudia.errors import FrameError
 from gpudia.flags import FRAME_FLAGS, PIXEL_FLAGS
 from gpudia.images import sharp_residuals
@@ -19,10 +20,12 @@ from gpudia.pipeline.measure import EpochFluxes, Measures
 from gpudia.pipeline.reference import RunReference
 from gpudia.pipeline.stages import stage
 
-__all__ = ["KEEP", "EpochOutcome", "Product", "finish", "flagged"]
+__all__ = ["EpochOutcome", "Product", "finish", "flagged", "kept"]
 
-#: What is kept of every image until it is downloaded.
-KEEP = ("covariance", "image_variance")
+
+def kept(config: RunConfig) -> tuple[str, ...]:
+    """What is kept of every image until it is measured; covariances are estimated where they are not exact anyway."""
+    return ("covariance", "image_variance") if config.solver == "direct" else ("image_variance",)
 
 
 @dataclass(frozen=True)

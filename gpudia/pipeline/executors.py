@@ -17,7 +17,7 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
-from gpudia.backend import cores
+from gpudia.backend import active_backend, cores
 from gpudia.config import RunConfig
 from gpudia.pipeline.told import tell, told
 
@@ -34,15 +34,11 @@ class WorkerDied(Exception):  # noqa: N818 - it is a result, too
 
 
 class Executor:
-    """Does tasks.
+    """Does tasks."""
 
-    Attributes
-    ----------
-    does_batches : bool
-        Whether whole batches are to be done by `map`; if not, this process solves and `map` only reads.
-    """
-
-    does_batches = False
+    def does_batches(self, memory: int, /) -> bool:
+        """Whether `map` is to do whole batches, of so many bytes each; if not, this process solves."""
+        raise NotImplementedError
 
     def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
         """Do a task for all items; yield numbers of items with results as they come, in any order.
@@ -58,6 +54,10 @@ class Executor:
 class Here(Executor):
     """Tasks one after the other in this process."""
 
+    def does_batches(self, _: int) -> bool:
+        """No: this process reads a batch while it solves another."""
+        return False
+
     def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
         """See `Executor.map`."""
         for number, item in enumerate(items):
@@ -65,14 +65,21 @@ class Here(Executor):
 
 
 class Readers(Executor):
-    """Processes on this machine that read and register frames for this one, which solves.
+    """Processes on this machine, one for each core that is to be used.
 
-    Processes, since threads take turns: with two of them two cores read a 300 px frame hardly faster than with one.
+    They read and register frames, and do whole batches where the arrays are NumPy's and the memory holds as many.
+    Processes, since threads take turns: with two of them two cores read 300 px frames hardly faster than with one, and
+    take a tenth longer to solve and measure them than two processes.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._pool: ProcessPoolExecutor | None = None
+
+    def does_batches(self, memory: int) -> bool:
+        """On the CPU, where half of the free memory is enough: a GPU is best kept busy by one process."""
+        backend = active_backend()
+        return backend.name == "numpy" and self._count * memory <= backend.free_bytes() // 2
 
     def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
         """See `Executor.map`."""

@@ -23,7 +23,7 @@ from gpudia.images import write_atomically
 from gpudia.pipeline.calibrate import photometric_catalog
 from gpudia.pipeline.candidates import write_candidates
 from gpudia.pipeline.codec import decode, encode
-from gpudia.pipeline.epochs import KEEP
+from gpudia.pipeline.epochs import kept
 from gpudia.pipeline.executors import Executor, WorkerDied, executor_for
 from gpudia.pipeline.journal import PIECES, STATE, Journal, locked, log_to, prepare_output
 from gpudia.pipeline.listing import distinct_names, expand_frames
@@ -31,7 +31,7 @@ from gpudia.pipeline.looks import Look, Seen, frame_errors
 from gpudia.pipeline.measure import prepare_measures
 from gpudia.pipeline.outputs import RunResult, write_results
 from gpudia.pipeline.positions import check_positions
-from gpudia.pipeline.prepare import PreparedBatch, images_at_once, in_batches, place_batch, prepare
+from gpudia.pipeline.prepare import PreparedBatch, bytes_of_batch, images_at_once, in_batches, place_batch, prepare
 from gpudia.pipeline.progress import Progress, Watch
 from gpudia.pipeline.reference import (
     RunReference,
@@ -170,7 +170,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
         times = {name: round(seconds, 3) for name, seconds in job.times.items()}
         candidates = None
         if job.config.detect is not None:
-            candidates = write_candidates(job.output, looks, setup.reference, detections)
+            candidates = write_candidates(job.output, looks, setup.reference, detections, results)
         meta = {"stages": times, "wall": round(time.perf_counter() - start, 3)}
         result = write_results(job.output, job.config, backend or job.backend.name, looks, setup.reference,
                                setup.measures, results, meta)
@@ -279,10 +279,11 @@ def _make_setup(job: _Job, looks: Sequence[Look], best: Look) -> Setup:
     reference = settle_model(reference, config, _trial(job, trial_looks(looks, reference, config), reference))
     widths = [look.fwhm for look in looks if not look.reason]
     measures = prepare_measures(reference, widths, config.aperture_radius, reference.config.background_degree)
-    at_once = images_at_once(reference.plan, config, job.backend, KEEP)
+    keep = kept(config)
+    at_once = images_at_once(reference.plan, config, job.backend, keep)
     lean = replace(reference, look=replace(reference.look, seen=Seen(), seconds=0.0, registration=None),
                    cutout=replace(reference.cutout, catalog=None))
-    return Setup(job.looks, lean, measures, at_once, job.output)
+    return Setup(job.looks, lean, measures, at_once, bytes_of_batch(reference.plan, at_once, keep), job.output)
 
 
 def _trial(job: _Job, looks: Sequence[Look], reference: RunReference) -> PreparedBatch | None:
@@ -339,7 +340,7 @@ def _is_done(job: _Job, key: str, batch: Sequence[Look]) -> bool:
 
 def _done_batches(job: _Job, batches: Sequence[Sequence[Look]], setup: Setup) -> Iterator[tuple[int, bytes]]:
     """Batches as they are done: here, one after the other, or by the executor."""
-    if not job.executor.does_batches:
+    if not job.executor.does_batches(setup.batch_bytes):
         yield from enumerate(do_batches(batches, setup))
         return
     items = [[encode(replace(look, seen=Seen())) for look in batch] for batch in batches]

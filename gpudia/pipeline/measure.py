@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,11 @@ class Measures:
     first: NDArray[np.int64]
     varying: NDArray[np.bool_]
     blank: Float = field(default_factory=lambda: np.empty((0, 2)))
+
+    @cached_property
+    def ready(self) -> dict[Any, Any]:
+        """What the photometry of one batch keeps for the next."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStac
     plan : ReferencePlan
         That made the stack.
     stack : DifferenceStack
-        With covariance and image variance kept.
+        With what `gpudia.pipeline.epochs.kept` names.
     bits : dict of (H, W) uint8
         Pixel flags of the images to be measured, host side, by their number in the stack.
     noise_ratio : (B, H, W) or None
@@ -296,10 +301,12 @@ def _noise(measures: Measures, reference: tuple[Any, Any], plan: ReferencePlan, 
     """What the noise of one image is made of, on its backend; `reference` is its variance and itself, there once."""
     own = stack.image_variance[i] if noise_ratio is None else stack.image_variance[i] * noise_ratio[i]
     constant = stack.coefficients.shape[1] == 1
-    correction = partial(plan.correction, stack, i) if stack.covariance_kind == "shared" else None
+    exact = stack.covariance_kind == "exact"
+    covariance = stack.covariance[i] if exact else plan.given.estimate(stack.covariance_terms[i])
+    correction = None if exact else partial(plan.correction, stack, i)
     return EpochNoise(
         own, stack.coefficients[i, 0] if constant else stack.coefficients[i],
-        *reference, stack.covariance[i], stack.support, None if constant else stack.terms_at,
+        *reference, covariance, stack.support, None if constant else stack.terms_at,
         partial(evaluate_terms, measures.background_degree, shape=measures.shape), share, plan.fit_pixels, correction)
 
 
@@ -314,7 +321,7 @@ def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits]
     psf = measures.psf.at(places) if measures.psf.varies else measures.psf.stamp
     found = forced_photometry(stack.difference[some], stack.variance[some], flags, places, psf,
                               list(noises.values()), radius=measures.radius, stamp_size=[sizes[i] for i in which],
-                              max_masked_fraction=_MASKED)
+                              max_masked_fraction=_MASKED, ready=measures.ready)
     return {i: {name: ForcedFluxes(*(column[row] for column in fluxes)) for name, fluxes in found.items()}
             for row, i in enumerate(which)}
 

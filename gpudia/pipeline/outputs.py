@@ -42,7 +42,6 @@ from gpudia.pipeline.reference import RunReference
 from gpudia.pipeline.sifting import series_table
 from gpudia.pipeline.target import target_series
 from gpudia.pipeline.variables import add_variability, variables_table
-from gpudia.report import write_report
 
 __all__ = ["RunResult", "provenance", "write_difference", "write_results", "write_stack_image"]
 
@@ -219,6 +218,8 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
         target.meta |= {"doubts": doubts} if doubts else {}
         write_table(target, output / "target.ecsv")
     write_hdus(_reference_hdus(backend, reference, measures, curves), output / "reference.fits")
+    from gpudia.report import write_report  # matplotlib: processes that read and solve start without
+
     report = write_report(output)
     n_failed, n_skipped = (sum(look.status == status for look in looks) for status in ("failed", "skipped"))
     return RunResult(output, len(done), n_failed, n_skipped, report, epochs, target, curves)

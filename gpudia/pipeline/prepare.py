@@ -17,8 +17,17 @@ from gpudia.images import Frame, Region, Registration, cut
 from gpudia.model import DifferenceStack, ReferencePlan, resample
 from gpudia.pipeline.stages import stage
 
-__all__ = ["Prepared", "PreparedBatch", "images_at_once", "in_batches", "place_batch", "prepare", "resampled",
-           "subtracted"]
+__all__ = [
+    "Prepared",
+    "PreparedBatch",
+    "bytes_of_batch",
+    "images_at_once",
+    "in_batches",
+    "place_batch",
+    "prepare",
+    "resampled",
+    "subtracted",
+]
 
 #: Largest displacement over the region, pixels, that a kernel of this spatial degree absorbs. Beyond it the frame is
 #: resampled. With degree 1 differences of shifted frames were as good as those of resampled ones up to 0.7 px, with
@@ -32,6 +41,10 @@ _STRAIGHT = 0.05
 #: Planes of float64 that an image takes on the device beside the fit: as uploaded and mapped, with a margin.
 _INPUT_PLANES = 8
 _MOST_IMAGES = 32
+#: What a plan holds, as planes and matrices of float64, with a margin.
+_PLAN_PLANES, _PLAN_MATRICES = 40, 6
+#: Bytes of what the photometry keeps from batch to batch, at most.
+_STARS_READY = 200 << 20
 #: Pixels around the mapped region that the interpolation needs.
 _MARGIN = 5
 
@@ -145,8 +158,17 @@ def images_at_once(plan: ReferencePlan, config: RunConfig, backend: Backend, kee
     """Frames of a batch: as many as the device holds from upload to download, with what `subtract` is to keep."""
     if config.batch_size != "auto":
         return int(config.batch_size)
-    per_image = plan.bytes_per_image(keep) + 8 * _INPUT_PLANES * math.prod(plan.shape)
-    return int(min(max(1, backend.free_bytes() // 2 // per_image), _MOST_IMAGES))
+    return int(min(max(1, backend.free_bytes() // 2 // _bytes_per_image(plan, keep)), _MOST_IMAGES))
+
+
+def bytes_of_batch(plan: ReferencePlan, images: int, keep: tuple[str, ...] = ()) -> int:
+    """Memory of a process that works on a batch of so many frames, its plan included."""
+    held = _PLAN_PLANES * math.prod(plan.shape) + _PLAN_MATRICES * plan.design.n_parameters**2
+    return images * _bytes_per_image(plan, keep) + 8 * held + _STARS_READY
+
+
+def _bytes_per_image(plan: ReferencePlan, keep: tuple[str, ...]) -> int:
+    return plan.bytes_per_image(keep) + 8 * _INPUT_PLANES * math.prod(plan.shape)
 
 
 def in_batches(items: Sequence[Any], size: int) -> Iterator[list[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +17,12 @@ __all__ = ["RecordFile"]
 _MAGIC = b"gpudia records 1\n"
 #: Length of the key, length of the content, checksum of both.
 _HEAD = struct.Struct("<IQI")
+#: Seconds.
+_SOON = 1.0
 
 
 class RecordFile:
-    """Records by key, the last one of a key counts. One process writes; what it has written is on the disk.
+    """Records by key, the last one of a key counts. One process writes.
 
     What a power cut left half written at the end is cut off when the file is opened again.
 
@@ -39,6 +42,7 @@ class RecordFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._places: dict[str, tuple[int, int]] = {}
+        self._synced = 0.0
         with writing(path):
             self._file = path.open("a+b", buffering=0)
         try:
@@ -86,8 +90,11 @@ class RecordFile:
         start, size = self._places[key]
         return os.pread(self._file.fileno(), size, start)
 
-    def add(self, records: Mapping[str, bytes]) -> None:
+    def add(self, records: Mapping[str, bytes], soon: bool = False) -> None:
         """Add records, all or none; on return they are on the disk.
+
+        With `soon` they need not be: a disk takes 5 ms to say so, as long as a small frame takes to be looked at. They
+        are there with the next ones after a second, or that must be. A power cut may lose them, a kill does not.
 
         Raises
         ------
@@ -106,7 +113,9 @@ class RecordFile:
                 left = memoryview(b"".join(parts))
                 while left:
                     left = left[self._file.write(left):]
-                os.fsync(self._file.fileno())
+                if not soon or time.monotonic() - self._synced > _SOON:
+                    os.fsync(self._file.fileno())
+                    self._synced = time.monotonic()
         except BaseException:
             os.ftruncate(self._file.fileno(), end)
             raise

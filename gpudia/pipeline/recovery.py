@@ -51,7 +51,7 @@ class Recovery:
     bins: Table
 
     def totals(self, method: str) -> dict[str, float]:
-        """Bias (with the part of the PSF) and pulls over all measurements by one method, "ap" or "psf"."""
+        """Bias and pulls, with the part of the PSF and without, over all measurements by one method, "ap" or "psf"."""
         return _statistics(self.epochs, method)
 
     def magnitude_at(self, completeness: float) -> float:
@@ -72,7 +72,8 @@ class Recovery:
             left = 100 * (t["bias"] - t["psf_part"])
             lines.append(f"{_NAMES[method]} fluxes: bias {100 * t['bias']:+.2f} +- {100 * t['bias_err']:.2f} % (PSF "
                          f"{100 * t['psf_part']:+.2f}, left {left:+.2f}); pulls {t['pull_mean']:+.2f} +- "
-                         f"{t['pull_mean_err']:.2f}, width {t['pull_width']:.2f} +- {t['pull_width_err']:.2f}")
+                         f"{t['pull_mean_err']:.2f}, width {t['pull_width']:.2f} +- {t['pull_width_err']:.2f} "
+                         f"({t['pull_left_width']:.2f} without the part of the PSF)")
         there = np.asarray(table["usable"]) & (np.asarray(table["expected"]) != 0)
         detected = np.asarray(table["detected"]) & there
         at = ", ".join(f"{100 * share:.0f} % at {mag:.2f}" for share in (0.9, 0.5)
@@ -205,16 +206,21 @@ def _statistics(table: Table, method: str) -> dict[str, float]:
     total = float((weight * expected).sum())
     if len(table) < 2 or total <= 0:
         return dict.fromkeys(("bias", "bias_err", "psf_part", "pull_mean", "pull_mean_err", "pull_width",
-                              "pull_width_err", "n"), math.nan) | {"n": len(table)}
+                              "pull_width_err", "pull_left_width", "n"), math.nan) | {"n": len(table)}
     bias, mean = float((weight * (flux - expected)).sum()) / total, float(pulls.mean())
     _, star = np.unique(np.asarray(table["id"]), return_inverse=True)
     bias_err, mean_err = (float(np.sqrt((np.bincount(star, values) ** 2).sum())) for values in (
         weight * (flux - expected - bias * expected) / total, (pulls - mean) / len(pulls)))
-    low, high = np.percentile(pulls, (15.865, 84.135))
-    width = float(high - low) / 2
+    width = _width(pulls)
     return {"n": len(table), "bias": bias, "bias_err": bias_err, "psf_part": float((weight * part).sum()) / total,
             "pull_mean": mean, "pull_mean_err": mean_err, "pull_width": width,
-            "pull_width_err": 1.2 * width / math.sqrt(2 * len(table))}
+            "pull_width_err": 1.2 * width / math.sqrt(2 * len(table)), "pull_left_width": _width(pulls - part / error)}
+
+
+def _width(pulls: Float) -> float:
+    """Half of what the middle 68 % span."""
+    low, high = np.percentile(pulls, (15.865, 84.135))
+    return float(high - low) / 2
 
 
 def _by_magnitude(table: Table) -> Table:

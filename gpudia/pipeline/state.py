@@ -99,7 +99,7 @@ class RunState:
     def add_look(self, look: bytes, seen: bytes) -> Look:
         """Keep the records of a look; return it with what is large of it left on the disk."""
         found: Look = decode(look)
-        self._records.add({f"look/{found.name}": look, f"seen/{found.name}": seen})
+        self._records.add({f"look/{found.name}": look, f"seen/{found.name}": seen}, soon=True)
         found.seen = partial(self._seen, found.name, found.stamp)
         return found
 
@@ -125,7 +125,8 @@ class RunState:
 
     def add_registrations(self, looks: Sequence[Look], reference: Look) -> None:
         """Keep the registrations of some looks."""
-        self._records.add({_pair(look, reference): encode((look.registration, look.reason)) for look in looks})
+        self._records.add({_pair(look, reference): encode((look.registration, look.reason)) for look in looks},
+                          soon=True)
 
     def setup(self, inputs: str) -> bytes | None:
         """Record of the setup of these inputs."""

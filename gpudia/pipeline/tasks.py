@@ -24,7 +24,7 @@ from gpudia.config import RunConfig
 from gpudia.errors import FrameError
 from gpudia.model import DifferenceStack
 from gpudia.pipeline.codec import decode, encode
-from gpudia.pipeline.epochs import KEEP, EpochOutcome, Product, finish, flagged
+from gpudia.pipeline.epochs import EpochOutcome, Product, finish, flagged, kept
 from gpudia.pipeline.looks import FrameStore, Look, Seen, frame_errors, take_look
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_batch
 from gpudia.pipeline.outputs import write_difference
@@ -65,12 +65,16 @@ class RegistrationJob:
 
 @dataclass(frozen=True)
 class Setup:
-    """All that an epoch of a run depends on beside its frame: enough for any process to work on a batch."""
+    """All that an epoch of a run depends on beside its frame: enough for any process to work on a batch.
+
+    `batch_bytes` is the memory that such a process needs.
+    """
 
     looks: LookJob
     reference: RunReference
     measures: Measures
     batch_size: int
+    batch_bytes: int
     output: Path
 
     @cached_property
@@ -276,7 +280,7 @@ def _solve(ready: _Ready, placed: PreparedBatch, setup: Setup) -> _Batch:
     reference = setup.reference
     plan = reference.plan
     with stage("solve"):
-        stack = subtracted(plan, placed, KEEP)
+        stack = subtracted(plan, placed, kept(reference.config))
     with stage("transfer"):
         own = stack.image_variance if reference.config.detect is not None else None
         host = replace(stack, covariance=None, image_variance=own).to_host()

@@ -19,7 +19,7 @@ from gpudia.errors import FrameError
 from gpudia.flags import SOURCE_FLAGS
 from gpudia.images import sky_and_noise
 from gpudia.photometry import choose_aperture_radius, empirical_psf, plainly_varying
-from gpudia.pipeline.epochs import KEEP, flagged
+from gpudia.pipeline.epochs import flagged, kept
 from gpudia.pipeline.looks import FrameStore, Look, frame_errors
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_batch, side_of_stamps
 from gpudia.pipeline.prepare import images_at_once, in_batches, place_batch, prepare, subtracted
@@ -131,10 +131,11 @@ def _measured(reference: RunReference, measures: Measures, frames: Sequence[Look
             ready.append((look, prepare(partial(store.part, look), look.registration, reference.region,
                                         reference.config)))
     found: list[EpochFluxes] = []
-    for batch in in_batches(ready, images_at_once(reference.plan, reference.config, backend, KEEP)):
+    keep = kept(reference.config)
+    for batch in in_batches(ready, images_at_once(reference.plan, reference.config, backend, keep)):
         with contextlib.suppress(FrameError), frame_errors(reference.look.path):
             placed = place_batch([prepared for _, prepared in batch], reference.region.shape, backend)
-            stack = subtracted(reference.plan, placed, KEEP)
+            stack = subtracted(reference.plan, placed, keep)
             host = replace(stack, covariance=None, image_variance=None).to_host()
             bits = {}
             for i, (look, _) in enumerate(batch):

@@ -79,6 +79,15 @@ def _figure(width: float, height: float, theme: Theme) -> Figure:
     return Figure(figsize=(width, height), facecolor=theme.face, layout="constrained")
 
 
+def _points(axes: Axes, x: FloatArray, y: FloatArray, error: FloatArray, colour: str, size: float,
+            face: str | None = None) -> None:
+    """Draw points with error bars; all bars are one line: a line each takes seconds for thousands."""
+    gap = np.full(len(x), np.nan)
+    bars = np.column_stack([x, x, gap]).ravel(), np.column_stack([y - error, y + error, gap]).ravel()
+    axes.plot(*bars, "-", lw=0.25 * size, color=colour)
+    axes.plot(x, y, "o", ms=size, color=colour, mfc=face or colour)
+
+
 def _style(axes: Axes, theme: Theme, xlabel: str, ylabel: str) -> None:
     axes.set_facecolor(theme.face)
     axes.set_xlabel(xlabel, color=theme.ink)
@@ -102,10 +111,10 @@ def target_figure(curve: Curve, theme: Theme = LIGHT) -> Figure:
     top, bottom = figure.subplots(2, 1, sharex=True)
     x, label = time_axis(curve.mjd)
     _style(top, theme, "", "flux (ADU of the reference)")
-    top.errorbar(x, curve.flux, curve.flux_err, fmt="o", ms=4, color=theme.first, ecolor=theme.first, elinewidth=1)
+    _points(top, x, curve.flux, curve.flux_err, theme.first, 4)
     _style(bottom, theme, label, "magnitude")
     real = ~curve.is_limit
-    bottom.errorbar(x[real], curve.mag[real], curve.mag_err[real], fmt="o", ms=4, color=theme.first, elinewidth=1)
+    _points(bottom, x[real], curve.mag[real], curve.mag_err[real], theme.first, 4)
     if curve.is_limit.any():
         limits = curve.mag[curve.is_limit]
         bottom.plot(x[curve.is_limit], limits, "v", mfc="none", color=theme.second, label="limit (flux below 3 sigma)")
@@ -127,8 +136,7 @@ def variables_figure(curves: list[Curve], theme: Theme = LIGHT) -> Figure:
         x, label = time_axis(curve.mjd)
         _style(axes, theme, label if i >= len(curves) - 2 else "", "flux (ADU)" if i % 2 == 0 else "")
         for some, face in ((curve.flags == 0, theme.first), (curve.flags != 0, "none")):
-            axes.errorbar(x[some], curve.flux[some], curve.flux_err[some], fmt="o", ms=3.5, color=theme.first,
-                          mfc=face, elinewidth=0.8)
+            _points(axes, x[some], curve.flux[some], curve.flux_err[some], theme.first, 3.5, face)
         axes.axhline(np.nanmedian(curve.flux), color=theme.third, lw=0.8)
         axes.set_title(plain(f"{i + 1}: {curve.label.replace('²', '2')}", 60), fontsize=9, color=theme.ink,
                        parse_math=False)
@@ -206,7 +214,7 @@ def conditions_figure(epochs: list[Epoch], theme: Theme = LIGHT) -> Figure:
             values[itself] = np.nan
         errors = np.array([e["scale_err"] for e in epochs]) if column == "scale" else np.zeros(len(epochs))
         _style(axes, theme, label if column == "chi2" else "", ylabel)
-        axes.errorbar(x[ok], values[ok], np.nan_to_num(errors[ok]), fmt="o", ms=size, color=theme.first, elinewidth=1)
+        _points(axes, x[ok], values[ok], np.nan_to_num(errors[ok]), theme.first, size)
         axes.plot(x[~ok], values[~ok], "x", ms=cross, color=theme.second, zorder=3)
         lost = x[~ok & np.isfinite(x)]
         if len(lost) <= _MOST_LINES:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import chdtri
 
 from gpudia.flags import FRAME_FLAGS, SOURCE_FLAGS
 from gpudia.report.data import Curve, FloatArray, RunData, frame_name, numbers, words
@@ -62,7 +62,7 @@ def star_scatter(run: RunData) -> Scatter:
     variable = numbers(run.sources, "flags", 0).astype(np.int64)[used] & SOURCE_FLAGS.variable > 0
     keep = (expected > 0) & (measured > 0)
     nu = float(np.median(n[keep]) - 1) if keep.any() else np.nan
-    ideal = float(np.sqrt(stats.chi2.median(nu) / nu)) if keep.any() else np.nan
+    ideal = float(np.sqrt(chdtri(nu, 0.5) / nu)) if keep.any() else np.nan
     return Scatter(flux_ref[used][keep], measured[keep], expected[keep], variable[keep], n[keep], ideal,
                    np.flatnonzero(used)[keep])
 
