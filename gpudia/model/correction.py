@@ -102,7 +102,8 @@ class CovarianceCorrection:
         """
         xp, given = self._design.xp, self._plan.given
         weights = self._plan.weights_of(stack, image)
-        x = given.shared.solved(rows)
+        solved = given.shared.solved(xp.concatenate([rows, more]))
+        x = solved[:len(rows)]
         q = (rows * x).sum(axis=1)
         size = xp.sqrt(xp.where(q > 0, q, 1.0))
         x = x / size[:, None]  # the diagonal of X^T N X is then about as large for all
@@ -123,7 +124,7 @@ class CovarianceCorrection:
             covariance = given.estimate(stack.covariance_terms[image]).matrix()
             return rows @ covariance, more @ covariance
         change = inverses[0] - inverses[1]
-        return (inverses[0] @ seen).T @ x, given.shared.solved(more) / usual + (change @ (x @ more.T)).T @ x
+        return (inverses[0] @ seen).T @ x, solved[len(rows):] / usual + (change @ (x @ more.T)).T @ x
 
     def _model(self, a: Any) -> Any:
         """U a at the bright pixels: coefficients (D, n) to (D, P)."""
