@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import threading
 import time
 
 import pytest
@@ -140,3 +141,22 @@ def test_a_programming_error_passes(kind, scheduler, tmp_path):
             list(executor.map(wrong, ["a"], b"x"))
     finally:
         executor.close()
+
+
+def endless(item, shared):
+    """A task that does not end by itself."""
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("when", ["results are waited for", "processes are to end"])
+def test_an_interrupt_does_not_wait_for_what_processes_are_at(when):
+    """The first one is told between results; whoever waits beyond that is interrupted at once."""
+    executor = Readers(2)
+    results = executor.map(endless, ["a", "b"], b"")
+    if when == "processes are to end":
+        list(executor.map(deadly, ["a"], b""))  # they work
+        executor._submit(endless, "a", b"")
+    threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        executor.close() if when == "processes are to end" else next(results)
+    executor.close()  # does not wait for them, either

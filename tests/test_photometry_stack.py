@@ -16,7 +16,7 @@ from gpudia.backend import register_backend, to_device, to_host
 from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.model import evaluate_terms
-from gpudia.photometry import EpochNoise, epoch_psf, forced, forced_photometry, moffat_psf
+from gpudia.photometry import EpochNoise, epoch_psf, forced, forced_photometry, moffat_psf, psf_photometry
 from gpudia.photometry.psf import shifted_psf
 
 SHAPE, K, FWHM = (110, 120), 7, 3.0
@@ -110,6 +110,40 @@ def test_pulls_of_constant_stars_are_standard_normal_bright_ones_too(constant):
         assert naive < 0.8, name
 
 
+def test_the_noise_of_the_kernel_is_not_taken_for_light():
+    """What a kernel's noise is in the PSF of its epoch it is in the difference, too.
+
+    Fluxes of bright stars that take no part in the fit, against those with the true PSF of the epoch as weights, in
+    units of the stars' fluxes. With the noisy PSF as weights they are 0.4 % less, known to 0.02 %.
+    """
+    rng, psf, grid = np.random.default_rng(8), moffat_psf(FWHM, 31), np.arange(15) - 7
+    kernel = np.exp(-0.5 * ((grid[:, None] - 0.3) ** 2 + (grid + 0.2) ** 2) / 4.0)
+    kernel *= 0.9 / kernel.sum()
+    positions, flux = stars(rng, brightest=2e4)
+    bright = np.argsort(-flux)[1:12:2]
+    y, x = np.mgrid[:SHAPE[0], :SHAPE[1]]
+    out = np.any([np.hypot(x - place[0], y - place[1]) < 10 for place in positions[bright]], axis=0)
+    reference = SKY + sky_of(positions, flux, psf)
+    clean = fftconvolve(reference, kernel, mode="same")
+    plan = ReferencePlan(reference, 15, error=np.full(SHAPE, 0.01), fit_mask=out, clip=np.inf, passes=3,
+                         covariance="exact")
+    sigma = np.sqrt(READ + np.maximum(clean, 1.0))
+    images = clean + sigma * rng.normal(size=(16, *SHAPE))
+    stack = plan.subtract(images, np.broadcast_to(sigma, images.shape), keep=("covariance", "image_variance"))
+    noises = [EpochNoise(stack.image_variance[i], stack.coefficients[i, 0], np.full(SHAPE, 1e-4), reference,
+                         stack.covariance[i], stack.support, None, partial(evaluate_terms, 1, shape=SHAPE), 0.0,
+                         plan.fit_pixels) for i in range(len(images))]
+    made = forced_photometry(stack.difference, stack.variance, stack.flags, positions, psf, noises, radius=None)["psf"]
+    off = []
+    for i, noise in enumerate(noises):
+        known = psf_photometry(stack.difference[i], stack.variance[i], stack.flags[i], positions,
+                               epoch_psf(psf, kernel), noise)
+        off.append(np.average(((made.flux[i] - known.flux) / flux)[bright], weights=(flux / known.error)[bright] ** 2))
+        # and hardly any information is lost
+        assert_allclose(made.error[i, bright], known.error[bright], rtol=0.02)
+    assert abs(np.mean(off)) < 4 * np.std(off) / np.sqrt(len(off)) < 1e-3
+
+
 @pytest.mark.parametrize("covariance", ["exact", "shared"])
 def test_what_the_fit_takes_of_a_change_is_given_back(covariance):
     """A bright star that changes by a tenth pulls the kernel with it: 15 % of the change go into the model."""
@@ -131,7 +165,7 @@ def test_leverage_of_an_estimated_covariance_is_that_of_the_exact_one():
     for name, found in shared.measured().items():
         one = exact.measured()[name].error[:, bright]
         assert_allclose(found.error[:, bright], one, rtol=4e-3)
-        assert np.abs(rough[name].error[:, bright] / one - 1).max() > 0.02
+        assert np.abs(rough[name].error[:, bright] / one - 1).max() > 0.012
 
 
 def test_a_star_that_alone_decides_on_the_kernel_has_no_flux():

@@ -43,11 +43,13 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
 
     PSF fluxes and sums are f = a^T D with
 
-    .. math:: a_{psf} = W \phi / \phi^T W \phi, \qquad a_{ap} = c / c^T \phi
+    .. math:: a_{psf} = W q / q^T W \phi, \qquad a_{ap} = c / c^T \phi
 
     with the inverse variance W, the epoch's PSF :math:`\phi` at the star (the reference's, convolved with the kernel
-    there, of sum 1) and the share c of each pixel that lies in the circle; W and c are 0 where pixels are masked, so
-    that both are total fluxes. Their variance is V_0 + g^T C g (see `LinearVariance`).
+    there, of sum 1), a smooth profile q of its shape (see `gpudia.photometry.psf.smooth_profile`; :math:`\phi` itself
+    where that would cost 3 % of the information: the kernel's noise, in :math:`\phi` and in D, is then taken for light,
+    0.1 % of the star's or less) and the share c of each pixel that lies in the circle; W and c are 0 where pixels are
+    masked, so that both are total fluxes. Their variance is V_0 + g^T C g (see `LinearVariance`).
 
     Where `EpochNoise.fitted` says which pixels took part in the fit, the star's pull on its own model is put right. The
     fit takes a share :math:`h = u \, g^T C \, U^T W \phi` of a change of the star's flux for one of the kernel, with

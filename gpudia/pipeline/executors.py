@@ -100,11 +100,13 @@ class Readers(Executor):
                     try:
                         result, records = future.result()
                     except BrokenExecutor:
-                        self._pool = None
                         alone.append(number)
                         continue
                     tell(records)
                     yield number, result
+        except KeyboardInterrupt:  # while these are waited for: a second one, as the first waits for a result
+            self._kill()
+            raise
         finally:
             for future in running:
                 future.cancel()
@@ -113,7 +115,6 @@ class Readers(Executor):
         try:
             result, records = self._submit(task, item, shared).result()
         except BrokenExecutor:
-            self._pool = None
             return WorkerDied("the process that worked on it died, twice")
         tell(records)
         return result
@@ -123,14 +124,24 @@ class Readers(Executor):
             self._pool = _pool(self._count)
         try:
             return self._pool.submit(told, task, item, shared)
-        except BrokenExecutor:
+        except BrokenExecutor:  # it stays so
             self._pool = _pool(self._count)
             return self._pool.submit(told, task, item, shared)
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes when what they are at is done; at once where that is interrupted."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            try:
+                self._pool.shutdown(wait=True, cancel_futures=True)
+            except KeyboardInterrupt:
+                self._kill()
+                raise
+
+    def _kill(self) -> None:
+        """End the processes at once. Otherwise this one would wait for them at its own end, whoever interrupts it."""
+        if self._pool is not None and self._pool._processes:
+            for process in list(self._pool._processes.values()):
+                process.kill()
 
 
 #: For glibc: planes come from memory that the process keeps. Fetching it anew for each takes a tenth of the time.
