@@ -73,6 +73,7 @@ class TestDetection:
         truth = grid()
         stars = detect_stars(make_frame(field(truth, 6000.0, fwhm=fwhm), layout=LAYOUT))
         assert len(stars) == len(truth)
+        assert {stars[name].dtype for name in stars.colnames if name not in ("id", "flags")} == {np.dtype(float)}
         offset, index = nearest(stars, truth)
         pull = offset / np.column_stack([stars["x_err"][index], stars["y_err"][index]])
         n = pull.size

@@ -372,6 +372,24 @@ def test_what_is_ready_serves_the_next_stack_and_other_stars_of_it(constant):
     assert len(ready) > len(blocks)
 
 
+def test_what_is_ready_serves_the_first_of_the_stars_alone(constant):
+    """First the last star alone is bright, then, without it, the first one."""
+    stack, noises, order = constant.stack, constant.noises()[:2], np.argsort(-constant.flux)
+    positions, ready = constant.positions[np.append(order[1:], order[0])], {}
+
+    def measure(count, masked, ready=None):
+        flags = stack.flags[:2].copy()
+        for x, y in positions[masked].round().astype(int):
+            flags[:, max(y - 12, 0):y + 13, max(x - 12, 0):x + 13] |= PIXEL_FLAGS.bad
+        return forced_photometry(stack.difference[:2], stack.variance[:2], flags, positions[:count], PSF, noises,
+                                 radius=4.0, stamp_size=15, ready=ready)
+
+    n = len(positions)
+    measure(n, slice(0, n - 1), ready)
+    assert [key for key in ready if key[0] == "again"]
+    same(measure(n - 1, slice(n - 1, n), ready), measure(n - 1, slice(n - 1, n)), 1e-12)
+
+
 @pytest.mark.parametrize("spoilt", [0.0, -1.0, np.nan, np.inf])
 def test_variance_that_says_nothing_gives_no_flux(constant, spoilt):
     stack = constant.stack

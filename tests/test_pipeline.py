@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 
 import gpudia
 from gpudia.cli import main
+from gpudia.errors import ConfigError
 from gpudia.flags import FRAME_FLAGS, SOURCE_FLAGS
 from gpudia.pipeline.listing import expand_frames
 from gpudia.simulate import SimulationSettings, simulate_field, write_series
@@ -170,6 +171,15 @@ def test_a_stack_needs_two_frames(frames, target, tmp_path, capsys):
     one = next(iter(sorted(frames.iterdir())))
     assert main(["run", str(one), *target, "--reference", "stack", "--output", str(tmp_path / "out")]) == 2
     assert "where fewer than 2 frames can be stacked, got 'stack' with 1 of 1 frames" in capsys.readouterr().err
+
+
+def test_frames_without_stars_make_no_stack(tmp_path):
+    for i in range(3):
+        sky = np.random.default_rng(i).normal(300, 17, (90, 90)).astype("f4")
+        fits.writeto(tmp_path / f"{i}.fits", sky, fits.Header({"GAIN": 1.0}))
+    config = gpudia.RunConfig(str(tmp_path), str(tmp_path / "out"), reference="stack", kernel_size=5, align=False)
+    with pytest.raises(ConfigError, match="fewer than 2 frames can be stacked, got 'stack' with 1 of 3 frames"):
+        gpudia.run(config)
 
 
 def test_registration_and_scale_are_the_truth(done, series):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +106,24 @@ def test_a_finished_run_can_be_gone_on_with_and_does_nothing_again(settings, und
     gpudia.run(settings.replace(output=str(output), resume=True), callback=events.append)
     assert not events
     assert_same(undisturbed, output)
+
+
+def test_what_was_half_written_when_a_process_was_killed_goes(settings, tmp_path, monkeypatch):
+    """In an earlier run, or beside the one that goes on; hidden files of others stay."""
+    from gpudia.pipeline import tasks
+
+    real, output, name = tasks.write_difference, tmp_path / "out", f".{'0a' * 16}.x.fits"
+
+    def leaves_something(path, *arguments):
+        (path.parent / name).write_bytes(b"half")
+        real(path, *arguments)
+
+    (output / "difference").mkdir(parents=True)
+    for path in (output / name, output / "difference" / name, output / ".mine.fits"):
+        path.write_bytes(b"half")
+    monkeypatch.setattr(tasks, "write_difference", leaves_something)
+    gpudia.run(settings.replace(output=str(output), overwrite=True))
+    assert [path.relative_to(output) for path in output.rglob(".*")] == [Path(".mine.fits")]
 
 
 def test_numbers_do_not_depend_on_how_frames_are_split(settings, undisturbed, tmp_path):

@@ -13,7 +13,7 @@ from gpudia.images.reading import read_frame
 from gpudia.images.registration import register
 from gpudia.images.series import check_mixture, check_series, flux_noise, rank_references
 from gpudia.images.transforms import Registration, identity_registration
-from gpudia.images.writing import write_atomically, write_hdus, write_table
+from gpudia.images.writing import remove_unfinished, write_atomically, write_hdus, write_table
 from gpudia.times import barycentric_times, site_of
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "read_frame",
     "region_around",
     "register",
+    "remove_unfinished",
     "sharp_pixels",
     "sharp_residuals",
     "site_of",

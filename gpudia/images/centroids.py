@@ -143,7 +143,7 @@ def _shapes(
         fwhm, ellipticity = _freed_from_window(xx / total, xy / total, yy / total, sigma)
     coverage = _moments(ok.astype(np.float32), offsets, safe, sigma, 0)[:, 0, 0] / (2 * np.pi * sigma**2)
     middle = slice(len(offsets) // 2 - 1, len(offsets) // 2 + 2)
-    peak = np.max(stamps[:, middle, middle], axis=(1, 2), initial=0)
+    peak = np.max(stamps[:, middle, middle], axis=(1, 2), initial=0).astype(np.float64)
     return Shapes(
         x=peaks[:, 1] + centre[:, 0], y=peaks[:, 0] + centre[:, 1], x_err=np.abs(x_err), y_err=np.abs(y_err),
         flux=2 * total, flux_err=2 * np.sqrt(spread[:, 0, 0]), peak=peak, fwhm=fwhm, ellipticity=ellipticity,

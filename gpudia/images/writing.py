@@ -13,7 +13,7 @@ from astropy.table import Table
 
 from gpudia.errors import ConfigError
 
-__all__ = ["write_atomically", "write_hdus", "write_table"]
+__all__ = ["remove_unfinished", "write_atomically", "write_hdus", "write_table"]
 
 
 def write_atomically(path: str | Path, writer: Callable[[Path], object]) -> Path:
@@ -60,6 +60,12 @@ def _new_file(path: Path) -> Path:
     except OSError as exc:
         raise ConfigError(f"output folder must be writable, got {path.parent}: {exc.strerror}") from exc
     return temporary
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `write_atomically` left in a folder where it was killed; nothing may be written there meanwhile."""
+    for path in folder.glob("." + "[0-9a-f]" * 32 + ".*"):
+        path.unlink(missing_ok=True)
 
 
 def _to_disk(path: Path) -> None:

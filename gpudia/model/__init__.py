@@ -7,6 +7,7 @@ from gpudia.model.plan import ReferencePlan
 from gpudia.model.polynomials import count_terms, evaluate_terms, exponents
 from gpudia.model.resample import Resampled, resample
 from gpudia.model.score import Decorrelated, Score, decorrelate, score_image
+from gpudia.model.shared_covariance import EstimatedCovariance, SharedCovariance
 from gpudia.model.stack import DifferenceStack
 from gpudia.model.subtraction import subtract
 from gpudia.model.support import check_kernel_size, kernel_support
@@ -18,9 +19,11 @@ __all__ = [
     "Decorrelated",
     "DegreeChoice",
     "DifferenceStack",
+    "EstimatedCovariance",
     "ReferencePlan",
     "Resampled",
     "Score",
+    "SharedCovariance",
     "automatic_kernel_size",
     "check_kernel_size",
     "choose_degree",

@@ -88,7 +88,8 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
         Share of the star's weight (sum of phi^2; light in the aperture) that may be masked; above it the flux is NaN.
     ready : dict, optional
         Empty at first. What is made of the stars and the reference, a fifth of the work on 32 images, is kept there for
-        the next stack with the same stars, PSF, radius, reference and covariance, unless that is more than some 200 MB.
+        the next stack with the same stars (or the first of them, in order), PSF, radius, reference and covariance,
+        unless that is more than some 200 MB.
 
     Returns
     -------
@@ -351,11 +352,12 @@ def _measure_again(found: dict[str, ForcedFluxes], stars: Stars, epochs: Sequenc
     larger = [min(stars.whole_size(noise), max(2 * size - 1, stamp_side(stars.radius))) for size in sizes]
 
     def block(size: int) -> Block:
-        known, which = ready.get(("again", size)), some
+        key = ("again", size, len(stars.positions))
+        known, which = ready.get(key), some
         if known is not None:
             which = np.union1d(some, known.stars.numbers)
         if known is None or len(which) > len(known.stars.positions):
-            ready["again", size] = known = Block(stars[which], size, noise)
+            ready[key] = known = Block(stars[which], size, noise)
         return known
 
     wanted = sorted({larger[i] for i in images})

@@ -98,7 +98,7 @@ class StampsOn:
         self.stamps, self.shape, self.backend = stamps, shape, backend
         self._places: dict[int, tuple[Any, Any]] = {}
         first, last = stamps.centres - stamps.size // 2, stamps.centres + stamps.size // 2
-        inside = (first >= 0).all() and (last < (shape[1], shape[0])).all()
+        inside = len(stamps) > 0 and (first >= 0).all() and (last < (shape[1], shape[0])).all()
         #: First column and row of stamps that all lie in a frame of the host: cut out as windows, in half the time.
         self._corners = first.T if inside and backend.array_type is np.ndarray else None
 

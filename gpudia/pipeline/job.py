@@ -19,7 +19,7 @@ from gpudia.backend import Backend, use_backend
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS
-from gpudia.images import write_atomically
+from gpudia.images import remove_unfinished, write_atomically
 from gpudia.pipeline.calibrate import photometric_catalog
 from gpudia.pipeline.candidates import write_candidates
 from gpudia.pipeline.codec import decode, encode
@@ -325,6 +325,7 @@ def _subtract(job: _Job, usable: Sequence[Look], setup: Setup) -> list[str]:
                                   seconds=round(look.seconds, 3))
                 tick(look)
             job.stop.check()
+    remove_unfinished(job.output / "difference")  # of processes that died
     return keys
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError
+from gpudia.images import remove_unfinished
 from gpudia.messages import OneLine
 from gpudia.pipeline.state import has_batches
 from gpudia.pipeline.storage import writing
@@ -62,6 +63,8 @@ def prepare_output(config: RunConfig, frames: Sequence[Path]) -> Path:
         raise ConfigError(f"frames must not be results that overwrite would remove, got {clash[0]}")
     if not config.resume:
         _remove([*found, *(output / name for name in _RECORDS), output / STATE, *(output / PIECES).glob("*.piece")])
+    for folder in (output, *(output / name for name in _FOLDERS)):
+        remove_unfinished(folder)
     for folder in (*_FOLDERS, PIECES):
         if folder != "candidates" or config.detect is not None:
             make_folder(output / folder)

@@ -129,7 +129,8 @@ def _candidates(best: RunReference, looks: Sequence[Look], config: RunConfig) ->
     usable = [look for look in looks if not look.reason and look.registration is not None and look.quality is not None
               and abs(look.fwhm / look.quality.fwhm - 1) < _SAME_SCALE
               and all(getattr(look, kind) in ("", getattr(best.look, kind)) for kind in ("filter", "instrument"))]
-    sharp = [best.look, *(look for look in rank_looks(usable, config) if look is not best.look)]
+    ranked = rank_looks(usable, config) if usable else []
+    sharp = [best.look, *(look for look in ranked if look is not best.look)]
     if config.stack_size == "auto":
         return sharp
     names = {look.name for look in sharp}

@@ -141,10 +141,6 @@ class RunState:
         """Return what came of a batch, if it is done."""
         return decode(self._records[f"batch/{key}"]) if f"batch/{key}" in self._records else None
 
-    def has_batch(self, key: str) -> bool:
-        """Whether a batch is done."""
-        return f"batch/{key}" in self._records
-
     def add_batch(self, key: str, done: bytes) -> None:
         """Keep what came of a batch."""
         self._records.add({f"batch/{key}": done})
