@@ -209,8 +209,9 @@ def estimate_variance(
         raise InputError(f"gain and read_noise must be known for source='header', got {gain} and {read_noise}")
     sky, noise = sky_and_noise(data, mask) if maps is None else maps[:2]
     variance = noise.astype(np.float64) ** 2
+    gain = np.float64(gain)
     with np.errstate(over="ignore"):  # an absurd gain leads beyond any number
-        read = np.square(np.float64(read_noise) / gain) if gain > 0 else np.nan
+        read = np.square(read_noise / gain) if gain > 0 else np.nan
     if source == "auto" and gain > 0 and read_noise >= 0:
         variance = np.maximum(variance, read)
     if gain > 0:
