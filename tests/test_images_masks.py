@@ -96,3 +96,13 @@ def test_from_a_file_of_settings_to_a_frame(tmp_path, lines, expected):
         tmp_path / "a.fits")  # fmt: skip
     frame = read_frame(tmp_path / "a.fits", FrameLayout(**config.layout()))
     assert frame.mask[0, :5].tolist() == expected
+
+
+def test_values_that_are_no_bits_count_as_bad():
+    """Masks of floats: not finite, or beyond any integer."""
+    data = np.random.default_rng(1).normal(100, 5, (20, 30)).astype(np.float32)
+    mask = np.zeros(data.shape)
+    mask[3, 4:8] = np.nan, np.inf, 1e30, -1e300
+    found = make_frame(data, bits=mask, header=fits.Header({"GAIN": 2.0, "RDNOISE": 5.0})).mask
+    assert (found[3, 4:8] == PIXEL_FLAGS.bad).all()
+    assert (found != 0).sum() == 4

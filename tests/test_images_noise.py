@@ -196,3 +196,11 @@ def test_clipping_is_that_of_astropy(seed, masked, rounded):
     kept = sigma_clip(np.ma.masked_invalid(rows.astype(float)), sigma=3, maxiters=5, axis=-1, masked=False)
     expected = np.nanmedian(kept, axis=-1), np.nanmean(kept, axis=-1), np.nanstd(kept, axis=-1)
     np.testing.assert_allclose(_clipped(rows), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gain", [1e-42, 1e-200, 1e300])
+def test_the_variance_of_an_absurd_gain_is_a_number(gain):
+    data = star_field((40, 50), seed=2).astype(np.float32) + 100
+    found = estimate_variance(data, gain=gain, read_noise=5.0)
+    assert np.isfinite(found).all()
+    assert (found > 0).all()

@@ -445,3 +445,22 @@ class TestRealFrames:
             # The noise is 12 to 19 times that of gain and read noise, rightly: the sky has been subtracted.
             assert frame.flags & FRAME_FLAGS.noise_mismatch == 0
             assert not frame.bad.any()
+
+
+def test_a_header_with_rubbish_behind_its_end_hides_no_absurd_size(tmp_path):
+    """Astropy takes the end for one, and would loop for ever over what comes after it."""
+    path = tmp_path / "damaged.fits"
+    data = np.random.default_rng(1).normal(100, 5, (20, 30)).astype(np.float32)
+    header = fits.Header({"GAIN": 2.0, "RDNOISE": 5.0, "SATURATE": 6e4})
+    error = np.full_like(data, 5)
+    fits.HDUList([fits.PrimaryHDU(data, header), fits.ImageHDU(error, name="ERR")]).writeto(path)
+    content = bytearray(path.read_bytes())
+    end = content.index(b"END" + b" " * 77)
+    content[end + 70:end + 71] = b"!"
+    path.write_bytes(content)
+    read_frame(path)
+    at = content.rindex(b"NAXIS1  =")
+    content[at:at + 80] = b"NAXIS1  =                  -32".ljust(80)
+    path.write_bytes(content)
+    with pytest.raises(FrameError, match="NAXIS1 must be from 0, got -32"):
+        read_frame(path)

@@ -300,7 +300,7 @@ def _pixel_bits(
         return plane.astype(np.uint8)
     lost = False
     if plane.dtype.kind not in "iu":
-        lost = ~np.isfinite(plane)
+        lost = ~(np.abs(plane) < 2.0**62)  # no integer
         plane = np.where(lost, 0, plane).astype(np.int64)
     if layout.mask_bits is None:
         known = (plane & sum(f.value for f in FILE_FLAGS)).astype(np.uint8)

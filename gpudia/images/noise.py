@@ -209,19 +209,23 @@ def estimate_variance(
         raise InputError(f"gain and read_noise must be known for source='header', got {gain} and {read_noise}")
     sky, noise = sky_and_noise(data, mask) if maps is None else maps[:2]
     variance = noise.astype(np.float64) ** 2
+    gain = np.float64(gain)
+    with np.errstate(over="ignore"):  # an absurd gain leads beyond any number
+        read = np.square(read_noise / gain) if gain > 0 else np.nan
     if source == "auto" and gain > 0 and read_noise >= 0:
-        variance = np.maximum(variance, (read_noise / gain) ** 2)
+        variance = np.maximum(variance, read)
     if gain > 0:
         good = np.isfinite(data) if mask is None else np.isfinite(data) & ~mask
         excess = ndimage.uniform_filter(np.where(good, data - sky, 0.0), size=3)
         share = ndimage.uniform_filter(good.astype(np.float32), size=3)
         excess = excess / np.maximum(share, 1 / 9)
-        if source == "header":
-            variance = np.maximum(sky + excess, 1 / gain) / gain + (read_noise / gain) ** 2
-        else:
-            variance += np.maximum(excess, 0) / gain
-    tiny = np.finfo(np.float32).tiny
-    return np.maximum(variance, tiny).astype(np.float64 if data.dtype == np.float64 else np.float32)
+        with np.errstate(over="ignore"):
+            if source == "header":
+                variance = np.maximum(sky + excess, 1 / gain) / gain + read
+            else:
+                variance += np.maximum(excess, 0) / gain
+    single = np.finfo(np.float32)
+    return np.clip(variance, single.tiny, single.max).astype(np.float64 if data.dtype == np.float64 else np.float32)
 
 
 def expected_noise(

@@ -31,6 +31,8 @@ __all__ = ["read_frame"]
 _GZIP = b"\x1f\x8b"
 _MOST = 999  # axes of an image and columns of a table, FITS 4.0
 _BLOCK, _CARD = 2880, 80
+#: The end of a header as astropy takes it, which bears rubbish behind it.
+_END = re.compile(rb"END *(?:$|[^ A-Z0-9_-])")
 _SIZES = re.compile(rb"(BITPIX|Z?NAXIS\d*|PCOUNT|GCOUNT|TFIELDS) *= +([+-]?\d+)")
 
 
@@ -167,7 +169,7 @@ def _sizes_of_header(file: BinaryIO) -> list[tuple[str, int]]:
         for at in range(0, _BLOCK, _CARD):
             if found := _SIZES.match(block, at, at + _CARD):
                 cards.append((found[1].decode(), int(found[2])))
-            elif block[at : at + _CARD].rstrip() == b"END":
+            elif _END.match(block[at : at + _CARD]):
                 return cards
     return []
 
