@@ -102,7 +102,7 @@ class Readers(Executor):
                     except BrokenExecutor:
                         alone.append(number)
                         continue
-                    tell(records)
+                    _tell(records)
                     yield number, result
         except KeyboardInterrupt:  # while these are waited for: a second one, as the first waits for a result
             self._kill()
@@ -116,7 +116,7 @@ class Readers(Executor):
             result, records = self._submit(task, item, shared).result()
         except BrokenExecutor:
             return WorkerDied("the process that worked on it died, twice")
-        tell(records)
+        _tell(records)
         return result
 
     def _submit(self, task: Task, item: Any, shared: bytes) -> Future[Any]:
@@ -142,6 +142,11 @@ class Readers(Executor):
         if self._pool is not None and self._pool._processes:
             for process in list(self._pool._processes.values()):
                 process.kill()
+
+
+def _tell(records: Sequence[logging.LogRecord]) -> None:
+    """Log what a process here has to say, but for its choice of a backend: that is this one's."""
+    tell([record for record in records if record.name != "gpudia.backend"])
 
 
 #: For glibc: planes come from memory that the process keeps. Fetching it anew for each takes a tenth of the time.
