@@ -98,10 +98,14 @@ def _sees_nothing(_):
     return gpudia.__version__, False
 
 
-def test_who_does_whole_batches():
-    """Processes on the CPU, where the memory holds a batch for each."""
+def test_who_does_whole_batches(monkeypatch):
+    """Processes on the CPU, where they use the cores and the memory holds a batch for each."""
     free = active_backend().free_bytes()
-    assert Readers(2).does_batches(free // 5)
+    for count, uses_them in (("2", True), ("4", True), ("5", False)):
+        monkeypatch.setenv("GPUDIA_CORES", count)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+        assert Readers(2).does_batches(free // 5) is uses_them
+    monkeypatch.setenv("GPUDIA_CORES", "2")
     assert not Readers(2).does_batches(free // 3)
     assert not Here().does_batches(1)
 
@@ -137,6 +141,7 @@ def deadly_batch(item, shared):
 
 def test_a_frame_that_kills_its_processes_fails_alone(settings, undisturbed, tmp_path, monkeypatch):  # noqa: F811
     """Not those that were in a batch with it, or at work beside it."""
+    monkeypatch.setenv("GPUDIA_CORES", "2")
     monkeypatch.setattr("gpudia.pipeline.job.do_batch", deadly_batch)
     found = gpudia.run(settings.replace(output=str(tmp_path / "out"), readers=2)).epochs
     expected = Table.read(undisturbed / "epochs.ecsv")

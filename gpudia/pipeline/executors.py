@@ -67,7 +67,8 @@ class Here(Executor):
 class Readers(Executor):
     """Processes on this machine, one for each core that is to be used.
 
-    They read and register frames, and do whole batches where the arrays are NumPy's and the memory holds as many.
+    They read and register frames, and do whole batches where the arrays are NumPy's, the memory holds as many, and they
+    are half of the cores or more: each works on one, while this process would work on all.
     Processes, since threads take turns: with two of them two cores read 300 px frames hardly faster than with one, and
     take a tenth longer to solve and measure them than two processes.
     """
@@ -79,7 +80,8 @@ class Readers(Executor):
     def does_batches(self, memory: int) -> bool:
         """On the CPU, where half of the free memory is enough: a GPU is best kept busy by one process."""
         backend = active_backend()
-        return backend.name == "numpy" and self._count * memory <= backend.free_bytes() // 2
+        enough = 2 * self._count >= cores() and self._count * memory <= backend.free_bytes() // 2
+        return backend.name == "numpy" and enough
 
     def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
         """See `Executor.map`."""
