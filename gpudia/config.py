@@ -222,8 +222,8 @@ class RunConfig:
         Address of a Dask scheduler (``tcp://host:8786``) whose workers do: frames and `output` must be on storage that
         they all see.
     readers : int or "auto"
-        Processes beside this one that read and register frames and, on the CPU, do whole batches, where the memory
-        holds one for each. ``auto``: one for every core from 50 frames on.
+        Processes beside this one that read and register frames and, on the CPU, do whole batches, where they are half
+        of the cores or more and the memory holds a batch for each. ``auto``: one for every core from 50 frames on.
     products : bool
         Write the difference images (``difference/NAME.fits``).
     resume, overwrite : bool

@@ -10,9 +10,20 @@ import pytest
 from strict_namespace import HostCopyError
 
 import gpudia
-from gpudia.backend import backend_info, backend_of, namespace_of, scalar, to_device, to_host, transfers, use_backend
+from gpudia.backend import (
+    backend_info,
+    backend_of,
+    namespace_of,
+    numpy_backend,
+    scalar,
+    to_device,
+    to_host,
+    transfers,
+    use_backend,
+)
 from gpudia.backend import select as switch
 from gpudia.backend.cupy_backend import make_cupy_backend
+from gpudia.backend.numpy_backend import make_numpy_backend
 from gpudia.errors import BackendError, InputError
 
 PACKAGE = Path(gpudia.__file__).parent
@@ -145,3 +156,13 @@ def test_importing_the_package_is_light():
 
 def test_all_public_names_resolve():
     assert [name for name in gpudia.__all__ if not hasattr(gpudia, name)] == []
+
+
+@pytest.mark.parametrize(("limit", "free"), [("1000000", 400_000 + 50_000), ("500000", 0), ("max", None), ("", None)])
+def test_a_container_s_limit_is_the_memory_there_is(limit, free, tmp_path, monkeypatch):
+    """What is cached of files in it counts as free; without a limit the machine's memory does."""
+    for name, text in (("limit", limit), ("used", "600000"), ("memory.stat", "anon 5\ncached 50000\n")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(numpy_backend, "_GROUPS", (("/no/such", *"abc"), (str(tmp_path), "limit", "used", "cached")))
+    found = make_numpy_backend().free_bytes()
+    assert found == free if free is not None else found > 1e6

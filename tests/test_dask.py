@@ -6,13 +6,17 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
+from astropy.table import Table
 from test_resume import SETTINGS, _no_plots, assert_same, frames, series, settings, undisturbed  # noqa: F401
 
 import gpudia
 from gpudia.backend import active_backend
 from gpudia.errors import ConfigError
+from gpudia.pipeline.codec import decode
 from gpudia.pipeline.executors import Here, Readers, WorkerDied
+from gpudia.pipeline.tasks import do_batch
 
 distributed = pytest.importorskip("distributed")
 pytestmark = [
@@ -94,10 +98,14 @@ def _sees_nothing(_):
     return gpudia.__version__, False
 
 
-def test_who_does_whole_batches():
-    """Processes on the CPU, where the memory holds a batch for each."""
+def test_who_does_whole_batches(monkeypatch):
+    """Processes on the CPU, where they use the cores and the memory holds a batch for each."""
     free = active_backend().free_bytes()
-    assert Readers(2).does_batches(free // 5)
+    for count, uses_them in (("2", True), ("4", True), ("5", False)):
+        monkeypatch.setenv("GPUDIA_CORES", count)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+        assert Readers(2).does_batches(free // 5) is uses_them
+    monkeypatch.setenv("GPUDIA_CORES", "2")
     assert not Readers(2).does_batches(free // 3)
     assert not Here().does_batches(1)
 
@@ -122,6 +130,26 @@ def test_an_item_that_kills_its_processes_fails_alone(kind, scheduler, tmp_path)
         executor.close()
     assert isinstance(found.pop(2), WorkerDied)
     assert found == {0: b"xa", 1: b"xb", 3: b"xc", 4: b"xd"}
+
+
+def deadly_batch(item, shared):
+    """A batch: its process dies of one frame."""
+    if any(decode(look).name == "sim-0003" for look in item):
+        os._exit(1)
+    return do_batch(item, shared)
+
+
+def test_a_frame_that_kills_its_processes_fails_alone(settings, undisturbed, tmp_path, monkeypatch):  # noqa: F811
+    """Not those that were in a batch with it, or at work beside it."""
+    monkeypatch.setenv("GPUDIA_CORES", "2")
+    monkeypatch.setattr("gpudia.pipeline.job.do_batch", deadly_batch)
+    found = gpudia.run(settings.replace(output=str(tmp_path / "out"), readers=2)).epochs
+    expected = Table.read(undisturbed / "epochs.ecsv")
+    assert expected.meta["REFERENC"] != "sim-0003"
+    dead = found["name"] == "sim-0003"
+    assert list(found["reason"]) == list(np.where(dead, "the process that worked on it died, twice", ""))
+    for name in ("scale", "chi2", "n_clipped"):
+        np.testing.assert_array_equal(found[name][~dead], expected[name][~dead])
 
 
 def wrong(item, shared):

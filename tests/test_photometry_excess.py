@@ -71,3 +71,14 @@ def test_the_likelihood_is_calibrated_for_normal_data():
     curvature = (chance * 2 * (_NU + 1) * ratio / (1 + ratio) ** 2).sum()
     assert curvature / (chance * score**2).sum() == pytest.approx(_POWER, rel=1e-3)
     assert np.sqrt((chance * score**2).sum()) / curvature == pytest.approx(0.79, abs=0.01)
+
+
+def test_epochs_that_exclude_all_but_nothing_are_borne():
+    """Levers so long that any s but 0 is out of question, beside an epoch that has an excess."""
+    rng = np.random.default_rng(4)
+    rest, lever = rng.normal(size=(5, 256)), np.full((5, 256), 1e6)
+    rest[4] *= 1e4
+    grid = np.append(0, np.geomspace(1e-4, 1, 80))
+    s = excess_scatter(rest, np.ones(rest.shape), lever, np.ones(rest.shape, bool), grid)
+    assert s[:4].max() < 1e-5
+    assert s[4] == pytest.approx(rest[4].std() / 1e6, rel=0.1)

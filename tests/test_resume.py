@@ -126,9 +126,11 @@ def test_what_was_half_written_when_a_process_was_killed_goes(settings, tmp_path
     assert [path.relative_to(output) for path in output.rglob(".*")] == [Path(".mine.fits")]
 
 
-def test_numbers_do_not_depend_on_how_frames_are_split(settings, undisturbed, tmp_path):
+def test_numbers_do_not_depend_on_how_frames_are_split(settings, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPUDIA_CORES", "2")  # so that two processes do batches
     gpudia.run(settings.replace(output=str(tmp_path / "out"), batch_size=5, readers=2))
     assert_same(undisturbed, tmp_path / "out")
+    assert "gpudia.backend" not in (tmp_path / "out" / "gpudia.log").read_text()  # of each process
 
 
 def test_other_settings_are_named(settings, undisturbed, tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,13 +81,26 @@ def _cholesky(a: np.ndarray) -> np.ndarray:
     return np.full_like(a, np.nan) if failed else np.ascontiguousarray(factor)
 
 
+#: Where a container finds its memory, in the two versions of control groups: folder, files of the limit and of what is
+#: used, and how much of that is copies of files, which go when memory is needed.
+_GROUPS = (("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+           ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
+
+
 def _free_bytes() -> int:
+    """Memory that is free on the machine and, in a container, within its limit."""
     try:
         with open("/proc/meminfo") as lines:
             fields = dict(line.split(":") for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        free = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
-        return 2 << 30
+        free = 2 << 30
+    for folder, limit, used, cached in _GROUPS:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no such group, or "max": no limit
+            numbers = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+            most, now = (int(Path(folder, name).read_text()) for name in (limit, used))
+            free = min(free, max(0, most - now + int(numbers[cached])))
+    return free
 
 
 def _run_all(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:

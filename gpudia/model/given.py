@@ -71,10 +71,8 @@ class GivenUnits:
         """Covariance (B, n, n) of a fit as given: exact, or an estimate from the shared matrix."""
         if fit.covariance is not None:
             return fit.covariance
-        C, v = self.shared.matrix, self.shared.vector
         terms = self.shared_terms(fit)
-        s, t = terms[:, 0], terms[:, 1]
-        return s[:, None, None] * C + t[:, None, None] * (v[:, None] * v)
+        return self.design.xp.stack([self.estimate(terms[i]).matrix() for i in range(len(terms))])
 
     def _transformed(self, C: Any) -> Any:
         """Covariance (..., n, n) of the coefficients as given."""

@@ -17,6 +17,8 @@ __all__ = ["excess_scatter"]
 _NU, _FACTOR, _POWER = 3.0, 1.2602, 1.4281
 #: What epochs may be like: scatter about the common value (of ln s), and share of those that have nothing of it.
 _SPREADS, _ODD = (0.1, 0.4, 1.0), (0.01, 0.1, 0.3)
+#: Logarithm of the least likelihood, relative to the largest: products with it are numbers, too.
+_LEAST = -600.0
 
 
 def excess_scatter(rest: Any, sigma: Any, lever: Any, good: Any, grid: Any) -> FloatArray:
@@ -58,7 +60,8 @@ def excess_scatter(rest: Any, sigma: Any, lever: Any, good: Any, grid: Any) -> F
     if not good.any():
         return np.zeros(len(rest))
     likelihood = _log_likelihood(rest, sigma, lever, good, grid)
-    likelihood = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
+    # none is 0: an epoch that is out of question for some (mu, t, q) is no contradiction where it is so for all
+    likelihood = np.exp(np.maximum(likelihood - likelihood.max(axis=1, keepdims=True), _LEAST))
     priors = _priors(grid)
     of_each = likelihood @ priors.T
     evidence = np.log(of_each).sum(axis=0)

@@ -67,7 +67,8 @@ class Here(Executor):
 class Readers(Executor):
     """Processes on this machine, one for each core that is to be used.
 
-    They read and register frames, and do whole batches where the arrays are NumPy's and the memory holds as many.
+    They read and register frames, and do whole batches where the arrays are NumPy's, the memory holds as many, and they
+    are half of the cores or more: each works on one, while this process would work on all.
     Processes, since threads take turns: with two of them two cores read 300 px frames hardly faster than with one, and
     take a tenth longer to solve and measure them than two processes.
     """
@@ -79,7 +80,8 @@ class Readers(Executor):
     def does_batches(self, memory: int) -> bool:
         """On the CPU, where half of the free memory is enough: a GPU is best kept busy by one process."""
         backend = active_backend()
-        return backend.name == "numpy" and self._count * memory <= backend.free_bytes() // 2
+        enough = 2 * self._count >= cores() and self._count * memory <= backend.free_bytes() // 2
+        return backend.name == "numpy" and enough
 
     def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
         """See `Executor.map`."""
@@ -102,7 +104,7 @@ class Readers(Executor):
                     except BrokenExecutor:
                         alone.append(number)
                         continue
-                    tell(records)
+                    _tell(records)
                     yield number, result
         except KeyboardInterrupt:  # while these are waited for: a second one, as the first waits for a result
             self._kill()
@@ -116,7 +118,7 @@ class Readers(Executor):
             result, records = self._submit(task, item, shared).result()
         except BrokenExecutor:
             return WorkerDied("the process that worked on it died, twice")
-        tell(records)
+        _tell(records)
         return result
 
     def _submit(self, task: Task, item: Any, shared: bytes) -> Future[Any]:
@@ -142,6 +144,11 @@ class Readers(Executor):
         if self._pool is not None and self._pool._processes:
             for process in list(self._pool._processes.values()):
                 process.kill()
+
+
+def _tell(records: Sequence[logging.LogRecord]) -> None:
+    """Log what a process here has to say, but for its choice of a backend: that is this one's."""
+    tell([record for record in records if record.name != "gpudia.backend"])
 
 
 #: For glibc: planes come from memory that the process keeps. Fetching it anew for each takes a tenth of the time.

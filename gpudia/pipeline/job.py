@@ -355,7 +355,10 @@ def _done_singly(job: _Job, batch: Sequence[Look], setup: Setup) -> bytes:
     items = [[encode(replace(look, seen=Seen()))] for look in batch]
     parts = [BatchDone.of_dead(batch[number], result) if isinstance(result, WorkerDied) else decode(result)
              for number, result in job.executor.map(do_batch, items, encode(setup))]
-    return encode(BatchDone([outcome for part in parts for outcome in part.outcomes], parts[0].backend))
+    times: dict[str, float] = {}
+    for part in parts:
+        add_times(times, part.times)
+    return encode(BatchDone([outcome for part in parts for outcome in part.outcomes], parts[0].backend, times))
 
 
 def _collect(job: _Job, looks: Sequence[Look], keys: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], str]:
