@@ -5,8 +5,9 @@
     python bench/job.py --small         # short series of small frames, a minute
 
 stream  2000 frames of 300 px (`write_frames`), the whole job with and without difference images, by the callback's
-        clock; then `ReferencePlan.subtract` alone on the same frames, already cut and in memory, in the same batches.
-        Resident memory (of this process and its readers) and open files at frames 200, 1800 and 2000 of every step.
+        clock (stages: seconds of all processes together); then `ReferencePlan.subtract` alone on the same frames,
+        already cut and in memory, in the same batches. Resident memory (of this process and its readers) and open files
+        at frames 200, 1800 and 2000 of every step.
 kills   200 frames; a run is killed (SIGKILL) at random moments and gone on with until 30 kills are done, watched by a
         process that opens whatever stands under its final name; its tables against those of an undisturbed run.
 dask    Frames of 300 px in this process, with 1 and with 2 workers, and with 2 of which one is killed.
@@ -105,8 +106,6 @@ def stream(small: bool) -> dict[str, Any]:
     for name in ("light curves alone", "with difference images"):
         job = figures[name]
         job["all else over the solve"] = round((job["seconds"] - solve) / solve, 3)
-        job["all else but photometry over the solve"] = round(
-            (job["seconds"] - job["stages"]["photometry"] - solve) / solve, 3)
     return figures
 
 
