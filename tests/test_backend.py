@@ -166,3 +166,21 @@ def test_a_container_s_limit_is_the_memory_there_is(limit, free, tmp_path, monke
     monkeypatch.setattr(numpy_backend, "_GROUPS", (("/no/such", *"abc"), (str(tmp_path), "limit", "used", "cached")))
     found = make_numpy_backend().free_bytes()
     assert found == free if free is not None else found > 1e6
+
+
+@pytest.mark.parametrize(("texts", "expected"), [
+    (["150000 100000\n"], 2), (["50000 100000"], 1), (["max 100000"], None), (["400000", "100000"], 4),
+    (["-1", "100000"], None), ([], None)])
+def test_a_container_s_share_is_the_cores_there_are(texts, expected, tmp_path, monkeypatch):
+    """Of both versions of control groups; without a limit those of the machine."""
+    monkeypatch.delenv("GPUDIA_CORES", raising=False)
+    monkeypatch.setattr(numpy_backend.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    files = [tmp_path / f"{k}" for k in range(len(texts))]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    monkeypatch.setattr(numpy_backend, "_SHARES", ((str(tmp_path / "none"),), tuple(map(str, files))))
+    numpy_backend._share.cache_clear()
+    try:
+        assert numpy_backend.cores() == (expected or 64)
+    finally:
+        numpy_backend._share.cache_clear()

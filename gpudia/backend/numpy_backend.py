@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,11 +35,30 @@ _inside_pool = threading.local()
 _libraries = ThreadpoolController()
 
 
+#: Where a container finds the share of the cores' time that it may have, and the time that is shared, in the two
+#: versions of control groups.
+_SHARES = (("/sys/fs/cgroup/cpu.max",), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
+
+
 def cores() -> int:
-    """Return the number of cores that this process may use: its affinity, at most GPUDIA_CORES where that is set."""
+    """Return the number of cores that this process may use.
+
+    Its affinity, at most what a container's limit comes to (``docker run --cpus``), and GPUDIA_CORES where that is set.
+    """
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("GPUDIA_CORES", "")
-    return min(found, int(limit)) if limit.isdigit() and int(limit) else found
+    return min(found, _share(), int(limit) if limit.isdigit() and int(limit) else found)
+
+
+@functools.cache
+def _share() -> int:
+    """Cores that a container may use, rounded up."""
+    for files in _SHARES:
+        with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
+            quota, period = map(int, " ".join(Path(file).read_text() for file in files).split())
+            if quota > 0:
+                return -(-quota // period)
+    return sys.maxsize
 
 
 def _fft_workers(planes: np.ndarray) -> int:
