@@ -18,6 +18,7 @@ from gpudia.pipeline.codec import decode
 from gpudia.pipeline.executors import Here, Readers, WorkerDied
 from gpudia.pipeline.tasks import do_batch
 
+dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 pytestmark = [
     pytest.mark.dask,
@@ -28,9 +29,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def scheduler():
-    """Address of a scheduler on loopback with two workers."""
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0",
-                                  memory_limit=None) as cluster:
+    """Address of a scheduler on loopback with two workers.
+
+    A LocalCluster ends a worker for good that it does not see some seconds after one of that name died, be it that
+    another one is just starting: here workers die often.
+    """
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1 h"}), \
+            distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, memory_limit=None,
+                                     dashboard_address="127.0.0.1:0") as cluster:
         yield cluster.scheduler_address
 
 
@@ -132,6 +138,57 @@ def test_an_item_that_kills_its_processes_fails_alone(kind, scheduler, tmp_path)
     assert found == {0: b"xa", 1: b"xb", 3: b"xc", 4: b"xd"}
 
 
+def echo(item, shared):
+    return item.encode()
+
+
+def test_neighbours_of_an_item_that_kills_its_worker_are_tried_again_alone(scheduler, tmp_path, monkeypatch):
+    """Dask may count the deaths of a worker against all that it was given."""
+    from gpudia.pipeline.cluster import Cluster
+
+    (tmp_path / "state").mkdir()
+    blamed, honest = [b"a", b"b"], Cluster._result
+
+    def result(self, future):
+        done = honest(self, future)
+        if done in blamed:
+            blamed.remove(done)
+            return WorkerDied("as said of a neighbour")
+        return done
+
+    monkeypatch.setattr(Cluster, "_result", result)
+    executor = Cluster(scheduler, 0, tmp_path)
+    try:
+        found = list(executor.map(echo, ["a", "b", "c"], b""))
+    finally:
+        executor.close()
+    assert sorted(found) == [(0, b"a"), (1, b"b"), (2, b"c")]
+    assert not blamed
+
+
+def slow(item, shared):
+    time.sleep(1)
+    return item.encode()
+
+
+def test_workers_of_this_machine_that_end_for_good_are_started_again(tmp_path, monkeypatch):
+    from gpudia.pipeline import cluster
+
+    monkeypatch.setattr(cluster, "_PATIENCE", 1)
+    (tmp_path / "state").mkdir()
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "0.5s"}):
+        executor = cluster.Cluster(None, 1, tmp_path)
+        try:
+            results = executor.map(slow, ["a", "b", "c"], b"")
+            found = dict([next(results)])
+            for nanny in list(executor._cluster.workers.values()):
+                executor._cluster.sync(nanny.close)
+            found.update(results)
+        finally:
+            executor.close()
+    assert found == {0: b"a", 1: b"b", 2: b"c"}
+
+
 def deadly_batch(item, shared):
     """A batch: its process dies of one frame."""
     if any(decode(look).name == "sim-0003" for look in item):
@@ -183,7 +240,9 @@ def test_an_interrupt_does_not_wait_for_what_processes_are_at(when):
     results = executor.map(endless, ["a", "b"], b"")
     if when == "processes are to end":
         list(executor.map(deadly, ["a"], b""))  # they work
-        executor._submit(endless, "a", b"")
+        begun = executor._submit(endless, "a", b"")
+        while not begun.running():  # until then closing takes it back
+            time.sleep(0.01)
     threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         executor.close() if when == "processes are to end" else next(results)

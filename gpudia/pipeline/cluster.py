@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from gpudia import __version__
@@ -33,6 +34,8 @@ log = logging.getLogger("gpudia.pipeline")
 
 #: Seconds to wait for a scheduler to answer, and for it to have a worker.
 _ANSWER, _WORKER = 10, 60
+#: Seconds without a result after which it is looked whether there are workers.
+_PATIENCE = 20
 #: Tasks begun for each worker: one in work, one that waits for it.
 _AHEAD = 2
 
@@ -99,27 +102,49 @@ class Cluster(Executor):
         place = self._output / "state" / f"shared.{os.urandom(8).hex()}"
         with writing(place):
             write_atomically(place, lambda path: path.write_bytes(shared))
-        numbers: dict[Any, int] = {}
-        todo = iter(enumerate(items))
+        todo = iter(range(len(items)))
+        running: dict[Any, int] = {}
+        finished: SimpleQueue[Any] = SimpleQueue()
+        died: list[int] = []
 
-        def begin() -> Any:
-            number, item = next(todo)
-            future = self._client.submit(_remote, task, item, str(place), pure=False)
-            numbers[future] = number
-            return future
+        def begin(number: int) -> None:
+            future = self._client.submit(_remote, task, items[number], str(place), pure=False)
+            running[future] = number
+            future.add_done_callback(finished.put)
+
+        def finish() -> tuple[int, bytes | WorkerDied]:
+            future = self._next(finished)
+            return running.pop(future), self._result(future)
 
         try:
-            running = distributed.as_completed(loop=self._client.loop)
-            for _ in range(min(len(items), _AHEAD * max(1, len(self._client.nthreads())))):
-                running.add(begin())
-            for future in running:
-                number, result = numbers.pop(future), self._result(future)
-                with contextlib.suppress(StopIteration):
-                    running.add(begin())
-                yield number, result
+            for number in islice(todo, _AHEAD * max(1, len(self._client.nthreads()))):
+                begin(number)
+            while running:
+                number, result = finish()
+                for following in islice(todo, 1):
+                    begin(following)
+                if isinstance(result, WorkerDied):
+                    died.append(number)
+                else:
+                    yield number, result
+            # Dask counts a death against all that the worker was given: whose it is, shows when each is done alone.
+            for number in died:
+                begin(number)
+                yield finish()
         finally:
-            self._client.cancel(list(numbers))
+            self._client.cancel(list(running))
             place.unlink(missing_ok=True)
+
+    def _next(self, finished: SimpleQueue[Any]) -> Any:
+        """Wait for a future that is done. Workers that were started here and ended for good, start again meanwhile."""
+        while True:
+            try:
+                return finished.get(timeout=_PATIENCE)
+            except Empty:
+                if self._cluster is not None:
+                    self._cluster.scale(len(self._cluster.worker_spec))
+                elif not self._client.nthreads():
+                    log.warning("no workers at %s: waiting for one", self._address)
 
     def _result(self, future: Any) -> bytes | WorkerDied:
         try:

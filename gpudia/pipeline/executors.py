@@ -140,9 +140,13 @@ class Readers(Executor):
                 raise
 
     def _kill(self) -> None:
-        """End the processes at once. Otherwise this one would wait for them at its own end, whoever interrupts it."""
-        if self._pool is not None and self._pool._processes:
-            for process in list(self._pool._processes.values()):
+        """End the processes at once. Otherwise this one would wait for them at its own end, whoever interrupts it.
+
+        The pool is left to itself: closed once more after an interrupt, it takes its thread for ended, which is not.
+        """
+        pool, self._pool = self._pool, None
+        if pool is not None and pool._processes:
+            for process in list(pool._processes.values()):
                 process.kill()
 
 
