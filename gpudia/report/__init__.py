@@ -56,11 +56,12 @@ def write_report(output: Path) -> Path:
     output = Path(output)
     run = read_run(output)
     (output / "plots").mkdir(exist_ok=True)
+    varying = most_variable(run, 10)
     content = Content(
         run=run,
         stamps=make_stamps(run, choose_epochs(run.epochs, run.target)),
         scatter=(scatter := star_scatter(run)),
-        stars=most_variable(run, max(2, min(8, _MOST_POINTS // max(1, len(run.curve_epochs))))),
+        stars=varying[: max(2, min(8, _MOST_POINTS // max(1, len(run.curve_epochs))))],
         scatter_png=_themes(lambda theme: scatter_figure(scatter, theme)),
         conditions_png=_themes(lambda theme: conditions_figure(run.epochs, theme)),
         target_png=render(target_figure(run.target)) if run.target else None,
@@ -72,7 +73,7 @@ def write_report(output: Path) -> Path:
         "kernels": render(kernels_figure(content.stamps)),
         "constant_stars": content.scatter_png[0],
         "conditions": content.conditions_png[0],
-        "variables": render(variables_figure(most_variable(run, 10))),
+        "variables": render(variables_figure(varying)),
     }
     for name, png in plots.items():
         if png is not None:
