@@ -173,7 +173,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
             candidates = write_candidates(job.output, looks, setup.reference, detections, results)
         meta = {"stages": times, "wall": round(time.perf_counter() - start, 3)}
         result = write_results(job.output, job.config, backend or job.backend.name, looks, setup.reference,
-                               setup.measures, results, meta)
+                               setup.measures, results, meta, job.executor)
     add_times(job.times, take_times())
     times = {name: round(seconds, 3) for name, seconds in job.times.items()}
     job.journal.write("end", ok=result.n_ok, failed=result.n_failed, skipped=result.n_skipped, stages=times)

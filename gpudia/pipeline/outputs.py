@@ -36,6 +36,7 @@ from gpudia.photometry import (
 )
 from gpudia.pipeline.blank import with_sky_excess
 from gpudia.pipeline.calibrate import calibrated
+from gpudia.pipeline.executors import Executor
 from gpudia.pipeline.looks import Look
 from gpudia.pipeline.measure import EpochFluxes, Measures, recommended, separated
 from gpudia.pipeline.reference import RunReference
@@ -193,7 +194,8 @@ def write_stack_image(path: Path, stack: DifferenceStack, i: int, bits: np.ndarr
 
 
 def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence[Look], reference: RunReference,
-                  measures: Measures, results: Mapping[str, EpochFluxes], meta: Mapping[str, Any]) -> RunResult:
+                  measures: Measures, results: Mapping[str, EpochFluxes], meta: Mapping[str, Any],
+                  executor: Executor) -> RunResult:
     """Put the epochs together: tables, light curves, reference and report; `meta` goes with the table of epochs."""
     done = [look for look in looks if look.name in results and not look.reason]
     fluxes = [results[look.name] for look in done]
@@ -220,7 +222,7 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     write_hdus(_reference_hdus(backend, reference, measures, curves), output / "reference.fits")
     from gpudia.report import write_report  # matplotlib: processes that read and solve start without
 
-    report = write_report(output)
+    report = write_report(output, executor.map)
     n_failed, n_skipped = (sum(look.status == status for look in looks) for status in ("failed", "skipped"))
     return RunResult(output, len(done), n_failed, n_skipped, report, epochs, target, curves)
 
