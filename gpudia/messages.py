@@ -13,7 +13,8 @@ def printable(text: object) -> str:
     A line break in a file's name must not make two lines of a log, nor an escape sequence colour a terminal; a name
     that is not UTF-8 can be written to files.
     """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    plain = str(text)
+    return plain if plain.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in plain)
 
 
 class OneLine(logging.Formatter):

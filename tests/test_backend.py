@@ -148,8 +148,10 @@ def test_rooms_import_only_what_they_may(room):
     assert not broken, "put it into the room that may, or hand the data over through gpudia.pipeline"
 
 
-def test_importing_the_package_is_light():
-    code = "import sys, gpudia; print([m for m in ('numpy', 'astropy', 'cupy', 'matplotlib') if m in sys.modules])"
+@pytest.mark.parametrize(("module", "heavy"), [("gpudia", ("numpy", "astropy", "cupy", "matplotlib")),
+                                               ("gpudia.pipeline.tasks", ("cupy", "matplotlib", "gpudia.simulate"))])
+def test_importing_is_light(module, heavy):
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

@@ -41,6 +41,15 @@ def test_variables_and_broken_errors_do_not_matter():
     assert (result.n_stars <= len(flux) - 2).all()
 
 
+def test_an_epoch_does_not_depend_on_the_others():
+    """They end after different numbers of rounds."""
+    delta, sigma, flux, _ = epochs(4, n_epochs=1000, n_stars=60)
+    together = constant_star_epsilon(delta, sigma, flux)
+    alone = [constant_star_epsilon(*one, flux) for one in zip(delta, sigma, strict=True)]
+    for column, values in zip(together, zip(*alone, strict=True), strict=True):
+        np.testing.assert_array_equal(column, values)
+
+
 def test_sign_is_that_of_the_definition():
     """A kernel sum too large by 1 %: f = P F - (1.01 P) F."""
     flux = np.linspace(100, 1000, 20)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from astropy.wcs import WCS
 
 from gpudia.errors import InputError
 from gpudia.flags import CANDIDATE_FLAGS, FRAME_FLAGS, PIXEL_FLAGS, SOURCE_FLAGS
+from gpudia.pipeline.executors import Readers, WorkerDied
 from gpudia.report import write_report
 from gpudia.report.data import frame_name, read_run
 from gpudia.report.scatter import most_variable, running_median, star_scatter
@@ -504,6 +506,24 @@ def test_a_broken_difference_file_leaves_the_others(tmp_path, caplog):
 def test_a_folder_without_epochs_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"output must be the folder of a run with a readable epochs\.ecsv, got "):
         write_report(tmp_path)
+
+
+def lethal(draw, items, shared):
+    """Does the first item; the process dies of the others."""
+    yield 0, draw(items[0], shared)
+    yield from ((number, WorkerDied("twice")) for number in range(1, len(items)))
+
+
+def test_figures_are_the_same_whoever_draws_them(tmp_path):
+    plots = make_run(tmp_path) / "plots"
+    write_report(tmp_path)
+    here = {path.name: path.read_bytes() for path in plots.iterdir()}
+    assert len(here) == 6
+    with closing(Readers(1)) as readers:
+        for do_all in (readers.map, lethal):
+            shutil.rmtree(plots)
+            write_report(tmp_path, do_all)
+            assert {path.name: path.read_bytes() for path in plots.iterdir()} == here
 
 
 def test_writing_again_replaces_and_leaves_nothing_beside(tmp_path):

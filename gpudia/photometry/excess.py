@@ -73,12 +73,12 @@ def excess_scatter(rest: Any, sigma: Any, lever: Any, good: Any, grid: Any) -> F
 def _log_likelihood(rest: FloatArray, sigma: FloatArray, lever: FloatArray, good: NDArray[np.bool_],
                     grid: FloatArray) -> FloatArray:
     """Of each value of the grid, (E, G)."""
-    known, more, square = (np.where(good, a, fill) ** 2 for a, fill in ((sigma, 1.0), (lever, 0.0), (rest, 0.0)))
-    result = np.empty((len(rest), len(grid)))
+    known, more, square = (a[good] ** 2 for a in (sigma, lever, rest))  # few of all, of a series' bright stars
+    result, terms = np.empty((len(rest), len(grid))), np.zeros(rest.shape)
     for g, s in enumerate(grid):
         variance = known + s * s * more
-        terms = 0.5 * np.log(variance) + 0.5 * (_NU + 1) * np.log1p(_FACTOR**2 / _NU * square / variance)
-        result[:, g] = -_POWER * np.where(good, terms, 0.0).sum(axis=1)
+        terms[good] = 0.5 * np.log(variance) + 0.5 * (_NU + 1) * np.log1p(_FACTOR**2 / _NU * square / variance)
+        result[:, g] = -_POWER * terms.sum(axis=1)
     return result
 
 

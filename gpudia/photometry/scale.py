@@ -80,16 +80,16 @@ def _fit(delta: FloatArray, sigma: FloatArray, reference: FloatArray,
     weight = np.where(usable, (reference / np.where(usable, sigma, 1.0)) ** 2, 0.0)
     ratio = np.where(usable, delta / np.where(usable, reference, 1.0), 0.0)
     slope = _weighted_median(ratio, _capped(np.sqrt(weight)))
-    keep = usable
+    keep, same = usable, np.zeros(len(delta), bool)
     for _ in range(_ITERATIONS):
         pull = np.abs(ratio - slope[:, None]) * np.sqrt(weight)
         # One robust sigma; not below 1, lest stars with honest errors be clipped.
         spread = np.maximum(1.0, 1.4826 * _weighted_median(np.where(usable, pull, 0.0), usable.astype(float)))
-        kept = usable & (pull <= _CLIP * spread[:, None])
+        kept = np.where(same[:, None], keep, usable & (pull <= _CLIP * spread[:, None]))
         slope = _mean(ratio, np.where(kept, weight, 0.0))
-        if (kept == keep).all():
+        same, keep = (kept == keep).all(axis=1), kept  # an epoch is done when it is, whatever the others are
+        if same.all():
             break
-        keep = kept
     return _summary(ratio, np.where(keep, weight, 0.0), slope, keep.sum(axis=1))
 
 

@@ -1,10 +1,27 @@
 """The job: from frames to difference images, light curves and a report."""
 
-from gpudia.pipeline.demo import run_demo
-from gpudia.pipeline.injection import Injection, inject
-from gpudia.pipeline.job import run
-from gpudia.pipeline.outputs import RunResult
-from gpudia.pipeline.recovery import Recovery
-from gpudia.pipeline.single import SubtractResult, subtract_files
+from importlib import import_module
 
-__all__ = ["Injection", "Recovery", "RunResult", "SubtractResult", "inject", "run", "run_demo", "subtract_files"]
+# Public name -> module that defines it. Loaded on first use: processes that read and solve start without matplotlib.
+_HOME = {
+    "Injection": "gpudia.pipeline.injection",
+    "Recovery": "gpudia.pipeline.recovery",
+    "RunResult": "gpudia.pipeline.outputs",
+    "SubtractResult": "gpudia.pipeline.single",
+    "inject": "gpudia.pipeline.injection",
+    "run": "gpudia.pipeline.job",
+    "run_demo": "gpudia.pipeline.demo",
+    "subtract_files": "gpudia.pipeline.single",
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'gpudia.pipeline' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

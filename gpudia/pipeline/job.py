@@ -15,7 +15,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from gpudia.backend import Backend, use_backend
+from gpudia.backend import Backend, to_host, use_backend
 from gpudia.config import RunConfig
 from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS
@@ -173,7 +173,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
             candidates = write_candidates(job.output, looks, setup.reference, detections, results)
         meta = {"stages": times, "wall": round(time.perf_counter() - start, 3)}
         result = write_results(job.output, job.config, backend or job.backend.name, looks, setup.reference,
-                               setup.measures, results, meta)
+                               setup.measures, results, meta, job.executor)
     add_times(job.times, take_times())
     times = {name: round(seconds, 3) for name, seconds in job.times.items()}
     job.journal.write("end", ok=result.n_ok, failed=result.n_failed, skipped=result.n_skipped, stages=times)
@@ -282,7 +282,7 @@ def _make_setup(job: _Job, looks: Sequence[Look], best: Look) -> Setup:
     keep = kept(config)
     at_once = images_at_once(reference.plan, config, job.backend, keep)
     lean = replace(reference, look=replace(reference.look, seen=Seen(), seconds=0.0, registration=None),
-                   cutout=replace(reference.cutout, catalog=None))
+                   cutout=replace(reference.cutout, catalog=None), scale_bias=float(to_host(reference.plan.scale_bias)))
     return Setup(job.looks, lean, measures, at_once, bytes_of_batch(reference.plan, at_once, keep), job.output)
 
 

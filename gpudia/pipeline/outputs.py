@@ -20,7 +20,7 @@ from astropy.timeseries import TimeSeries
 from astropy.wcs import WCS
 
 from gpudia import __version__
-from gpudia.backend import active_backend, to_host
+from gpudia.backend import active_backend
 from gpudia.config import RunConfig
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import write_hdus, write_images, write_table
@@ -36,6 +36,7 @@ from gpudia.photometry import (
 )
 from gpudia.pipeline.blank import with_sky_excess
 from gpudia.pipeline.calibrate import calibrated
+from gpudia.pipeline.executors import Executor
 from gpudia.pipeline.looks import Look
 from gpudia.pipeline.measure import EpochFluxes, Measures, recommended, separated
 from gpudia.pipeline.reference import RunReference
@@ -193,7 +194,8 @@ def write_stack_image(path: Path, stack: DifferenceStack, i: int, bits: np.ndarr
 
 
 def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence[Look], reference: RunReference,
-                  measures: Measures, results: Mapping[str, EpochFluxes], meta: Mapping[str, Any]) -> RunResult:
+                  measures: Measures, results: Mapping[str, EpochFluxes], meta: Mapping[str, Any],
+                  executor: Executor) -> RunResult:
     """Put the epochs together: tables, light curves, reference and report; `meta` goes with the table of epochs."""
     done = [look for look in looks if look.name in results and not look.reason]
     fluxes = [results[look.name] for look in done]
@@ -220,7 +222,7 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     write_hdus(_reference_hdus(backend, reference, measures, curves), output / "reference.fits")
     from gpudia.report import write_report  # matplotlib: processes that read and solve start without
 
-    report = write_report(output)
+    report = write_report(output, executor.map)
     n_failed, n_skipped = (sum(look.status == status for look in looks) for status in ("failed", "skipped"))
     return RunResult(output, len(done), n_failed, n_skipped, report, epochs, target, curves)
 
@@ -297,16 +299,17 @@ def _check_scales(done: Sequence[Look], fluxes: Sequence[EpochFluxes], measures:
     What the stars show beyond 2 sigma is an error of the scale that the fit does not know of: it goes into the stated
     one. (It is not put right: epsilon of the stars is one number, the error may be another at the target.)
     """
-    each = (measures.first == np.arange(len(measures.first))) & ~measures.varying
-    for look, epoch in zip(done, fluxes, strict=True):
-        best = epoch.fluxes[method]
-        found = constant_star_epsilon(best.flux_diff, best.flux_diff_err, measures.flux[method],
-                                      each & (epoch.flags[method] == 0))
-        look.numbers["epsilon"], look.numbers["epsilon_err"] = float(found.epsilon), float(found.error)
-        total = math.hypot(float(found.error), look.numbers["scale_err"] / look.numbers["scale"])
-        if abs(found.epsilon) > max(3 * total, limit):
+    count = len(measures.first)
+    each = (measures.first == np.arange(count)) & ~measures.varying
+    delta, sigma = (_stacked(fluxes, method, name, count) for name in ("flux_diff", "flux_diff_err"))
+    good = each & (np.array([epoch.flags[method] for epoch in fluxes]).reshape(delta.shape) == 0)
+    found = constant_star_epsilon(delta, sigma, measures.flux[method], good)
+    for look, epsilon, error in zip(done, found.epsilon.tolist(), found.error.tolist(), strict=True):
+        look.numbers["epsilon"], look.numbers["epsilon_err"] = epsilon, error
+        total = math.hypot(error, look.numbers["scale_err"] / look.numbers["scale"])
+        if abs(epsilon) > max(3 * total, limit):
             look.flags |= FRAME_FLAGS.scale_mismatch
-        beyond = max(0.0, float(found.epsilon) ** 2 - (_CHANCE * float(found.error)) ** 2)  # NaN is none
+        beyond = max(0.0, epsilon**2 - (_CHANCE * error) ** 2)  # NaN is none
         look.numbers["scale_err"] = math.hypot(look.numbers["scale_err"], look.numbers["scale"] * math.sqrt(beyond))
 
 
@@ -371,7 +374,7 @@ def _reference_hdus(backend: str, reference: RunReference, measures: Measures,
         "MJD": (cutout.mjd, "[d] mid-exposure, UTC"), "FWHM": (float(reference.look.quality.fwhm), "[pix]"),
         "APRADIUS": (float(measures.radius), "[pix] aperture"), "PSFKIND": (measures.psf.method, "how PSF was made"),
         "PSFSTARS": (measures.psf.n_stars, "stars that PSF was made of"),
-        "SCALEBIA": (float(to_host(reference.plan.scale_bias)), "expected bias of scales, by its noise"),
+        "SCALEBIA": (reference.scale_bias, "expected bias of scales, by its noise"),
         **_member_cards(reference), **curves.zero_point.cards()})
     wcs = None if cutout.wcs is None else cutout.wcs.to_header(relax=True)
     hdus = fits.HDUList([fits.PrimaryHDU(header=cards)])

@@ -60,6 +60,8 @@ class RunReference:
         to vary, in the cutout.
     reach : float
         Radius around these that is kept out, pixels.
+    scale_bias : float
+        That of the plan, which is not built to say it; NaN until the model is settled.
     """
 
     look: Look
@@ -75,6 +77,7 @@ class RunReference:
     unit_error: float = 0.0
     varying: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
     reach: float = 6.0
+    scale_bias: float = math.nan
 
     def is_made_of(self, look: Look) -> bool:
         """Whether the reference is this one frame."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import Any
 
 from gpudia.images.writing import write_atomically
 from gpudia.report.candidates import write_thumbnails
@@ -14,8 +13,6 @@ from gpudia.report.data import read_run
 from gpudia.report.page import build_page
 from gpudia.report.plots import (
     DARK,
-    LIGHT,
-    Theme,
     conditions_figure,
     kernels_figure,
     render,
@@ -34,7 +31,11 @@ __all__ = ["Comparison", "compare_runs", "write_report"]
 _MOST_POINTS = 24000
 
 
-def write_report(output: Path) -> Path:
+#: Does a task for all items, with what they share, and yields numbers of items with results: in other processes.
+_DoAll = Callable[[Callable[[Any, bytes], bytes], Sequence[Any], bytes], Iterable[tuple[int, Any]]]
+
+
+def write_report(output: Path, do_all: _DoAll | None = None) -> Path:
     """Write ``report.html`` and ``plots/*.png`` of a run from the files in its output folder.
 
     Parameters
@@ -42,6 +43,8 @@ def write_report(output: Path) -> Path:
     output : Path
         Output folder of `gpudia.run`. Only ``epochs.ecsv`` must be there; whatever else is absent (no target was
         given, every image failed) is said on the page.
+    do_all : callable, optional
+        `gpudia.pipeline.executors.Executor.map`, to draw the figures; default: they are drawn by this process.
 
     Returns
     -------
@@ -56,32 +59,46 @@ def write_report(output: Path) -> Path:
     output = Path(output)
     run = read_run(output)
     (output / "plots").mkdir(exist_ok=True)
+    stamps = make_stamps(run, choose_epochs(run.epochs, run.target))
+    scatter, varying = star_scatter(run), most_variable(run, 10)
+    plots = _drawn({
+        "target_lightcurve": (target_figure, run.target),
+        "stamps": (stamps_figure, stamps),
+        "kernels": (kernels_figure, stamps),
+        "constant_stars": (scatter_figure, scatter),
+        "constant_stars, dark": (scatter_figure, scatter, DARK),
+        "conditions": (conditions_figure, run.epochs),
+        "conditions, dark": (conditions_figure, run.epochs, DARK),
+        "variables": (variables_figure, varying),
+    }, do_all)
     content = Content(
         run=run,
-        stamps=make_stamps(run, choose_epochs(run.epochs, run.target)),
-        scatter=(scatter := star_scatter(run)),
-        stars=most_variable(run, max(2, min(8, _MOST_POINTS // max(1, len(run.curve_epochs))))),
-        scatter_png=_themes(lambda theme: scatter_figure(scatter, theme)),
-        conditions_png=_themes(lambda theme: conditions_figure(run.epochs, theme)),
-        target_png=render(target_figure(run.target)) if run.target else None,
+        stamps=stamps,
+        scatter=scatter,
+        stars=varying[: max(2, min(8, _MOST_POINTS // max(1, len(run.curve_epochs))))],
+        scatter_png=(plots["constant_stars"], plots.pop("constant_stars, dark")),
+        conditions_png=(plots["conditions"], plots.pop("conditions, dark")),
+        target_png=plots.get("target_lightcurve"),
         thumbnails=write_thumbnails(output, run),
     )
-    plots = {
-        "target_lightcurve": content.target_png,
-        "stamps": render(stamps_figure(content.stamps)),
-        "kernels": render(kernels_figure(content.stamps)),
-        "constant_stars": content.scatter_png[0],
-        "conditions": content.conditions_png[0],
-        "variables": render(variables_figure(most_variable(run, 10))),
-    }
     for name, png in plots.items():
-        if png is not None:
-            _write(output / "plots" / f"{name}.png", png)
+        _write(output / "plots" / f"{name}.png", png)
     return _write(output / "report.html", build_page(content).encode("utf-8"))
 
 
-def _themes(draw: Callable[[Theme], Figure]) -> tuple[bytes, bytes]:
-    return render(draw(LIGHT)), render(draw(DARK))
+def _drawn(figures: Mapping[str, tuple[Any, ...]], do_all: _DoAll | None) -> dict[str, bytes]:
+    """Draw figures, each a function and its arguments; none where the first of these is None."""
+    items = {name: item for name, item in figures.items() if item[1] is not None}
+    done = dict(do_all(draw, list(items.values()), b"")) if do_all else {}
+    # what a process died of is drawn here, or an error tells why not
+    return {name: png if isinstance(png := done.get(k), bytes) else draw(item, b"")
+            for k, (name, item) in enumerate(items.items())}
+
+
+def draw(item: tuple[Any, ...], _: bytes) -> bytes:
+    """Draw a figure as PNG: a task."""
+    figure, *arguments = item
+    return render(figure(*arguments))
 
 
 def _write(path: Path, content: bytes) -> Path:

@@ -53,7 +53,7 @@ def _json(labels: list[str], curves: list[list[list[Curve]]], epochs: list[list[
         index = {e.name: e.index for e in known if e.status == "ok"}
         runs.append({"label": printable(name), "names": [printable(n) for n in run],
                      "epochs": [index.get(n) for n in run], "mjd": [f"{t:.6f}" for t in run.values()],
-                     "x": [number(v, 9) for v in offsets[start : start + len(run)]]})
+                     "x": [number(v, 9) for v in offsets[start : start + len(run)].tolist()]})
         places.append({n: k for k, n in enumerate(run)})
         start += len(run)
     together = [
@@ -75,7 +75,7 @@ def _series(curve: Curve, run: int, places: dict[str, int]) -> dict[str, Any]:
                               "limit": curve.is_limit.astype(int).tolist()}
     for name, values in columns.items():
         if np.isfinite(values).any():
-            series[name] = [number(v, 4 if name.endswith("_err") else 7) for v in values]
+            series[name] = [number(v, 4 if name.endswith("_err") else 7) for v in values.tolist()]
     return series
 
 

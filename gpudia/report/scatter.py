@@ -94,10 +94,12 @@ def most_variable(run: RunData, limit: int = 8) -> list[Curve]:
     score[np.isfinite(_good_fluxes(run)[0]).sum(axis=0) < _MIN_EPOCHS] = np.nan
     score[numbers(run.sources, "flags", 0).astype(np.int64) & SOURCE_FLAGS.duplicate > 0] = np.nan  # shown already
     order = np.argsort(np.where(np.isfinite(score), -score, np.inf), kind="stable")[:limit]
-    return [_star_curve(run, int(i)) for i in order if np.isfinite(score[i])]
+    given, files = words(run.curve_epochs, "name"), words(run.curve_epochs, "file")
+    names = [name or frame_name(file) for name, file in zip(given, files, strict=True)]
+    return [_star_curve(run, int(i), names) for i in order if np.isfinite(score[i])]
 
 
-def _star_curve(run: RunData, star: int) -> Curve:
+def _star_curve(run: RunData, star: int, names: list[str]) -> Curve:
     n = len(run.curve_epochs)
     none = np.full(n, np.nan)
 
@@ -107,10 +109,9 @@ def _star_curve(run: RunData, star: int) -> Curve:
     identity = words(run.sources, "source_id")[star] or str(star)
     indices = [f"{what} {numbers(run.sources, name)[star]:.3g}" for what, name in (("score", "score"), ("chi²", "chi2"))
                if name in run.sources.colnames]
-    given, files = words(run.curve_epochs, "name"), words(run.curve_epochs, "file")
     return Curve(
         label=f"star {identity} ({', '.join(indices)})",
-        names=[name or frame_name(file) for name, file in zip(given, files, strict=True)],
+        names=names,
         mjd=numbers(run.curve_epochs, "mjd"),
         flux=plane("FLUX"),
         flux_err=plane("FLUX_ERR"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -21,7 +22,7 @@ Column = dict[str, Any]
 
 def number(value: float, digits: int = 7) -> float | None:
     """Return a number with so many digits, None where it is not finite."""
-    return float(f"{value:.{digits}g}") if np.isfinite(value) else None
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
 def numbers_column(head: str, meaning: str, values: ArrayLike, *, digits: int = 4, decimals: int | None = None,
@@ -29,11 +30,11 @@ def numbers_column(head: str, meaning: str, values: ArrayLike, *, digits: int = 
     """Numbers, shown with `digits` significant digits, or so many `decimals`, or by the size of their `errors`."""
     stored = 12 if decimals is not None else digits + 2
     column: Column = {"head": head, "title": meaning, "kind": "number", "digits": digits,
-                      "values": [number(v, stored) for v in np.asarray(values, float)]}
+                      "values": [number(v, stored) for v in np.asarray(values, float).tolist()]}
     if decimals is not None:
         column["decimals"] = decimals
     if errors is not None:
-        column["errors"] = [number(v, 3) for v in np.asarray(errors, float)]
+        column["errors"] = [number(v, 3) for v in np.asarray(errors, float).tolist()]
     return column
 
 
