@@ -380,7 +380,7 @@ def test_what_is_ready_serves_the_first_of_the_stars_alone(constant):
     def measure(count, masked, ready=None):
         flags = stack.flags[:2].copy()
         for x, y in positions[masked].round().astype(int):
-            flags[:, max(y - 12, 0):y + 13, max(x - 12, 0):x + 13] |= PIXEL_FLAGS.bad
+            flags[:, max(y - 5, 0):y + 6, max(x - 5, 0):x + 6] |= PIXEL_FLAGS.bad
         return forced_photometry(stack.difference[:2], stack.variance[:2], flags, positions[:count], PSF, noises,
                                  radius=4.0, stamp_size=15, ready=ready)
 

@@ -75,9 +75,11 @@ class Stars:
         return transform_side(size, noise.kernel_size, int(self.psf.shape[-1]) if self.convolved else 0)
 
     def __getitem__(self, which: Any) -> Stars:
-        psf = self.psf if self.psf is None or self.psf.ndim == 2 else self.psf[which]
-        return Stars(self.positions[which], self.shape, self.backend, self.dtype, psf, self.convolved, self.radius,
-                     self.numbers[which])
+        some = copy.copy(self)  # checked already
+        some.positions, some.numbers = self.positions[which], self.numbers[which]
+        if self.psf is not None and self.psf.ndim == 3:
+            some.psf = self.psf[which]
+        return some
 
 
 class Under(NamedTuple):
@@ -99,6 +101,10 @@ class Under(NamedTuple):
         """Return the same on smaller stamps."""
         return Under(*(None if plane is None else _within(plane, size) for plane in self))
 
+    def first(self, n: int) -> Under:
+        """Return the same for the first stars."""
+        return Under(*(None if plane is None else plane[:n] for plane in self))
+
 
 def _within(stamps: Any, size: int) -> Any:
     """The middle of stamps."""
@@ -114,6 +120,18 @@ class Weighted(NamedTuple):
     counts: Any
     matters: Any
     light: Any
+
+    def first(self, n: int) -> Weighted:
+        """Return the same for the first stars."""
+        return Weighted(self.pixels.first(n), *(None if plane is None else plane[:n] for plane in self[1:]))
+
+
+class Verdict(NamedTuple):
+    """Which stars a measure can be had of, (S,), their flags and numbers of ignored pixels."""
+
+    ok: Any
+    flags: Any
+    n_masked: Any
 
 
 class Block:
@@ -148,9 +166,9 @@ class Block:
     def _placed(self, size: int) -> StampsOn:
         return StampsOn(Stamps(self.stars.positions, size), self.stars.shape, self.backend)
 
-    def only(self, numbers: NDArray[np.int64]) -> Block:
+    def only(self, numbers: NDArray[np.int64] | slice) -> Block:
         """Return the same for some of the stars."""
-        other, which = copy.copy(self), to_device(numbers, self.backend)
+        other, which = copy.copy(self), numbers if isinstance(numbers, slice) else to_device(numbers, self.backend)
         other.stars, other.placed = self.stars[numbers], self.placed.only(numbers)
         other.under = {name: under.only(numbers) for name, under in self.under.items()}
         for name in ("circle", "_spectra", "_fixed"):
@@ -161,35 +179,65 @@ class Block:
 
     def measure(self, epoch: Epoch, limits: dict[str, float],
                 exact: bool = False) -> tuple[dict[str, ForcedFluxes], Any]:
-        """Fluxes (S,) of each measure on one image, and the leverage of its stars."""
-        noise, pixels, light = epoch.noise, self._pixels(epoch), self._fixed
+        """Fluxes (S,) of each measure on one image, and the leverage of its stars (0 of those that have no flux)."""
+        xp, noise, pixels, light = self.xp, epoch.noise, self._pixels(epoch), self._fixed
         spectra: dict[str, Any] = dict.fromkeys(limits)
-        usable = self.xp.ones(len(self.placed), dtype=bool)
+        usable = xp.ones(len(self.placed), dtype=bool)
         if noise.kernel is not None:
             kernels = {name: self.under[name].kernel_spectra(noise.kernel) for name in limits}
             spectra, scale = {name: one[0] for name, one in kernels.items()}, next(iter(kernels.values()))[1]
             usable = usable & (scale > 0)
             if self._spectra is not None:
-                light = self._convolved(spectra["psf"], self.xp.where(scale > 0, scale, 1.0))
+                light = self._convolved(spectra["psf"], xp.where(scale > 0, scale, 1.0))
         measures = {name: self._psf(light, pixels) if name == "psf" else self._aperture(light, pixels)
                     for name in limits}
+        verdicts = {name: _verdict(xp, one, usable, limits[name]) for name, one in measures.items()}
+        n = self._worth_it(verdicts)
+        part, first = self, measures
+        if n < len(self.placed):
+            part, first = self.only(slice(n)), {name: one.first(n) for name, one in measures.items()}
+            spectra = {name: one if one is None or len(one) == 1 else one[:n] for name, one in spectra.items()}
+        ok = {name: one.ok[:n] for name, one in verdicts.items()}
+        fluxes, levers = part._fluxes(first, noise, spectra, ok, exact)
+        found = {name: _stated(xp, one, *fluxes[name], usable[:n]) for name, one in verdicts.items()}
+        leverage = xp.zeros(len(self.placed))
+        leverage[:n] = xp.where(sum(ok.values()) > 0, levers, 0.0)
+        return found, leverage
+
+    def _worth_it(self, verdicts: dict[str, Verdict]) -> int:
+        """How many stars are worth the work on the noise: all up to the last one of which a measure can be had."""
+        if self.backend.array_type is not np.ndarray:  # it would be waited for
+            return len(self.placed)
+        some = np.flatnonzero(np.any([one.ok for one in verdicts.values()], axis=0))
+        return int(some[-1]) + 1 if some.size else 0
+
+    def _fluxes(self, measures: dict[str, Weighted], noise: EpochNoise, spectra: dict[str, Any], ok: dict[str, Any],
+                exact: bool) -> tuple[dict[str, tuple[Any, Any, Any]], Any]:
+        """Flux, variance and chi^2 excess (None: not looked at) of each measure, (S,), and the stars' leverage.
+
+        Right for those stars only of which the measure can be had.
+        """
         source = {name: name for name in measures}
         if "psf" in measures and self.stars.convolved:
             # the pull on the model is that of the PSF itself: where it is high its own weights are needed, too
             source["psf"] = "quiet" if exact else "psf"
-            measures[source["psf"]] = self._quiet(measures["psf"])
+            measures = measures | {source["psf"]: self._quiet(measures["psf"])}
         parts = {}
         for name, one in measures.items():
             where = "psf" if name == "quiet" else name
             parts[name] = self.under[where].variance(one.weights, one.pixels.own, noise, spectra[where],
-                                                     self._weights_seen(where, one, noise))
+                                                     self._weights_seen(where, one, noise, ok[where]))
         if exact and noise.correction is not None and noise.covariance is not None:
             parts = _corrected(self.xp, parts, noise.correction)
         else:
             parts = {name: part.with_covariance(noise.covariance) for name, part in parts.items()}
         lever = _Leverage(self.xp, noise, measures, parts)
-        found = {name: self._flux(measures[source[name]], lever, source[name], usable, limit)
-                 for name, limit in limits.items()}
+        found = {}
+        for name, origin in source.items():
+            one = measures[origin]
+            flux = (one.weights * one.pixels.values).sum(axis=(1, 2)).astype(self.xp.float64)
+            excess = self._misfit(one, flux) if name == "psf" and self.stars.convolved else None
+            found[name] = (*lever.put_right(origin, flux), excess)
         return found, lever.of_psf
 
     def _convolved(self, kernel_spectra: Any, scale: Any) -> Any:
@@ -249,7 +297,7 @@ class Block:
         return Weighted(pixels, weights / xp.where(lit > 0, lit, xp.inf)[:, None, None],
                         xp.where(inside, xp.maximum(circle * light, 1e-12), 0.0), inside, light)
 
-    def _weights_seen(self, name: str, one: Weighted, noise: EpochNoise) -> WeightsSeen:
+    def _weights_seen(self, name: str, one: Weighted, noise: EpochNoise, ok: Any) -> WeightsSeen:
         """What the variance needs of the weights: those of an aperture are the circle's, but for masked stars."""
         under = self.under[name]
         if name == "psf" or self._seen is None:
@@ -257,7 +305,7 @@ class Block:
         centre = int(self.circle.shape[-1]) // 2
         factor = one.weights[:, centre, centre] / self.circle[:, centre, centre]
         seen = self._seen.map(lambda part: part * factor.reshape(-1, *(1,) * (part.ndim - 1)))
-        masked = np.flatnonzero((one.matters & ~one.pixels.good).any(axis=(1, 2)))
+        masked = np.flatnonzero((one.matters & ~one.pixels.good).any(axis=(1, 2)) & ok)
         if masked.size:
             few = under.only(masked).see(one.weights[masked], noise, often=True)
             for all_of_it, part in zip(seen, few, strict=True):
@@ -275,22 +323,29 @@ class Block:
         n = xp.maximum(n - 1.0, 1.0)
         return xp.maximum(chi2 / (n + _CHI2_SIGMA * xp.sqrt(2.0 * n)), 1.0)
 
-    def _flux(self, one: Weighted, lever: _Leverage, name: str, usable: Any, limit: float) -> ForcedFluxes:
-        xp, pixels = self.xp, one.pixels
-        lost = xp.where(pixels.good, 0.0, one.counts).sum(axis=(1, 2)) / one.counts.sum(axis=(1, 2))
-        flags = source_flags(xp, xp.where(one.matters, pixels.bits, 0))
-        ok = usable & (lost <= limit) & ((flags & SOURCE_FLAGS.outside) == 0)
-        flux = (one.weights * pixels.values).sum(axis=(1, 2)).astype(xp.float64)
-        raw, (flux, variance) = flux, lever.put_right(name, flux)
-        flags = flags | xp.where(usable & ~xp.isfinite(flux), SOURCE_FLAGS.sets_kernel, 0).astype(xp.int32)
-        if name in ("psf", "quiet") and self.stars.convolved:
-            excess = self._misfit(one, raw)
-            variance = variance * excess
-            flags = flags | xp.where(excess > _POOR_FIT, SOURCE_FLAGS.poor_fit, 0).astype(xp.int32)
-        n_masked = ((one.counts > 0) & ~pixels.good).sum(axis=(1, 2)).astype(xp.int32)
-        ok = ok & (variance > 0)
-        error = xp.sqrt(xp.where(ok, variance, 1.0))
-        return ForcedFluxes(xp.where(ok, flux, xp.nan), xp.where(ok, error, xp.nan), flags, n_masked)
+
+def _verdict(xp: Any, one: Weighted, usable: Any, limit: float) -> Verdict:
+    """Of which stars no more than `limit` of the measure is masked, and no edge cuts them."""
+    pixels = one.pixels
+    lost = xp.where(pixels.good, 0.0, one.counts).sum(axis=(1, 2)) / one.counts.sum(axis=(1, 2))
+    flags = source_flags(xp, xp.where(one.matters, pixels.bits, 0))
+    n_masked = ((one.counts > 0) & ~pixels.good).sum(axis=(1, 2)).astype(xp.int32)
+    return Verdict(usable & (lost <= limit) & ((flags & SOURCE_FLAGS.outside) == 0), flags, n_masked)
+
+
+def _stated(xp: Any, verdict: Verdict, flux: Any, variance: Any, excess: Any, usable: Any) -> ForcedFluxes:
+    """Fluxes and errors of the first stars, as far as they are to be stated; the others have none."""
+    n = len(flux)
+    flags = verdict.flags
+    flags[:n] |= xp.where(usable & ~xp.isfinite(flux), SOURCE_FLAGS.sets_kernel, 0).astype(xp.int32)
+    if excess is not None:
+        variance = variance * excess
+        flags[:n] |= xp.where(excess > _POOR_FIT, SOURCE_FLAGS.poor_fit, 0).astype(xp.int32)
+    ok = verdict.ok[:n] & (variance > 0)
+    found = xp.full((2, len(flags)), xp.nan)
+    found[0, :n] = xp.where(ok, flux, xp.nan)
+    found[1, :n] = xp.sqrt(xp.where(ok, variance, xp.nan))
+    return ForcedFluxes(found[0], found[1], flags, verdict.n_masked)
 
 
 def _corrected(xp: Any, parts: dict[str, LinearVariance], correction: Any) -> dict[str, LinearVariance]:

@@ -250,9 +250,9 @@ class NoiseUnder:
             total += terms[:, p, None, None].astype(self.dtype) * spectra[p]
         return total, (terms * kernel.sum(axis=(1, 2))).sum(axis=1)
 
-    def only(self, numbers: NDArray[np.int64]) -> NoiseUnder:
+    def only(self, numbers: NDArray[np.int64] | slice) -> NoiseUnder:
         """Return the same for some of the stars."""
-        other, which = copy.copy(self), to_device(numbers, self.backend)
+        other, which = copy.copy(self), numbers if isinstance(numbers, slice) else to_device(numbers, self.backend)
         other.stamps, other.kernel_terms = self.stamps.only(numbers), self.kernel_terms[which]
         if self._variance is not None:
             other._variance = self._variance[which]

@@ -78,7 +78,7 @@ class Stamps:
         inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
         return np.where(inside, cut, np.asarray(outside, dtype=cut.dtype))
 
-    def __getitem__(self, which: NDArray[np.int64]) -> Stamps:
+    def __getitem__(self, which: NDArray[np.int64] | slice) -> Stamps:
         return Stamps(self.positions[which], self.size)
 
 
@@ -105,9 +105,10 @@ class StampsOn:
     def __len__(self) -> int:
         return len(self.stamps)
 
-    def only(self, numbers: NDArray[np.int64]) -> StampsOn:
+    def only(self, numbers: NDArray[np.int64] | slice) -> StampsOn:
         """Return the same for some of the stars."""
-        other, which = StampsOn(self.stamps[numbers], self.shape, self.backend), to_device(numbers, self.backend)
+        other = StampsOn(self.stamps[numbers], self.shape, self.backend)
+        which = numbers if isinstance(numbers, slice) else to_device(numbers, self.backend)
         other._places = {margin: (flat[which], None if inside is None else inside[which])
                          for margin, (flat, inside) in self._places.items()}
         return other
