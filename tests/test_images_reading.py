@@ -21,6 +21,7 @@ from gpudia.images import (
     read_frame,
     sky_and_noise,
 )
+from gpudia.images.headers import sane_wcs
 
 SHAPE = (60, 80)
 GAIN, READ_NOISE, SKY = 2.0, 6.0, 400.0
@@ -464,3 +465,31 @@ def test_a_header_with_rubbish_behind_its_end_hides_no_absurd_size(tmp_path):
     path.write_bytes(content)
     with pytest.raises(FrameError, match="NAXIS1 must be from 0, got -32"):
         read_frame(path)
+
+
+@pytest.mark.parametrize("cards", [
+    {}, {"CTYPE1": "RA---SIN", "CTYPE2": "DEC--SIN"}, {"CTYPE1": "GLON-TAN", "CTYPE2": "GLAT-TAN"}, {"RADESYS": "FK4"},
+    {"CTYPE1": "DEC--TAN", "CTYPE2": "RA---TAN"}, {"EQUINOX": 1950.0}, {"CUNIT1": "arcsec"}, {"CUNIT1": "DEG"},
+    {"MJD-OBS": 57000.5, "DATE-OBS": "2020-01-01"}, {"OBJECT": "it's " * 30}, {"HIERARCH some key": 1}, {"PV2_1": 0.5},
+    {"A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-5}, {"PV1_5": 1e-4}, {"NAXIS3": 7}, {"CDELT1": "text"}, {"CTYPE1": 5},
+    {"LONPOLE": 90}, {"CRVAL1": 10**6}, {"CPDIS1": "polynomial"}, {"WCSAXES": 3},
+])
+@pytest.mark.filterwarnings("ignore")
+def test_world_coordinates_are_those_of_astropy(cards, tmp_path):
+    header = tan_wcs().to_header()
+    header.update(cards)
+    path = tmp_path / "frame.fits"
+    data = np.random.default_rng(1).normal(100, 10, (50, 40))
+    fits.PrimaryHDU(data, header).writeto(path, output_verify="ignore")
+    found = read_frame(path).wcs
+    try:
+        right = sane_wcs(WCS(fits.getheader(path), naxis=2), data.shape)
+    except (AttributeError, ValueError):  # no text where one should be, distortions that are not known
+        right = None
+    assert (found is None) == (right is None)
+    if right is not None:
+        assert found.wcs == right.wcs
+        assert found.to_header(relax=True) == right.to_header(relax=True)
+        assert found.pixel_shape == right.pixel_shape
+        xy = np.random.default_rng(2).uniform(0, 40, (2, 9))
+        np.testing.assert_array_equal(found.pixel_to_world_values(*xy), right.pixel_to_world_values(*xy))

@@ -79,17 +79,17 @@ def measure_shapes(
     stamps, noise, ok = _stamps(peaks, half, image, variance, usable)
     offsets = np.arange(-half, half + 1, dtype=np.float64)
     centre = np.zeros((len(peaks), 2))  # (x, y) relative to the peak
-    moving, some = np.arange(len(peaks)), stamps
-    for _ in range(steps):
-        here = centre[moving]
+    moving, some, here = np.arange(len(peaks)), stamps, centre
+    for _ in range(steps if len(peaks) else 0):
         sums = _moments(some, offsets, here, sigma, 1).reshape(-1, 4)  # of 1, dx, dy, dx dy
         with np.errstate(divide="ignore", invalid="ignore"):
             step = 2 * sums[:, 1:3] / sums[:, :1]
-        step = np.clip(np.where(np.isfinite(step), step, np.inf), -0.5 * fwhm, 0.5 * fwhm)
-        here += step
+        step[~np.isfinite(step)] = np.inf
+        here = here + np.maximum(np.minimum(step, 0.5 * fwhm, out=step), -0.5 * fwhm, out=step)
         centre[moving] = here
-        go_on = (np.abs(step) > 1e-4).any(axis=1) & (np.abs(here) < fwhm).all(axis=1)
-        moving, some = (moving, some) if go_on.all() else (moving[go_on], some[go_on])
+        go_on = np.flatnonzero((np.abs(step) > 1e-4).any(axis=1) & (np.abs(here) < fwhm).all(axis=1))
+        if len(go_on) < len(moving):
+            moving, some, here = moving[go_on], some[go_on], here[go_on]
         if not len(moving):
             break
     failed = (np.abs(centre) >= fwhm).any(axis=1)

@@ -316,10 +316,9 @@ def _pixel_bits(
 def _refuse_empty(values: NDArray, good: NDArray[np.bool_], path: Any) -> None:
     if not good.any():
         raise FrameError(f"image must have at least one good pixel, got {good.size} masked or not finite", path)
-    some = values[good]
-    low, high = some.min(), some.max()
-    if low == high:
-        raise FrameError(f"image must not be constant, got {low:g} in all {np.count_nonzero(good)} good pixels", path)
+    first = values.flat[good.argmax()]
+    if not (good & (values != first)).any():
+        raise FrameError(f"image must not be constant, got {first:g} in all {np.count_nonzero(good)} good pixels", path)
 
 
 def _typical(smooth: NDArray, good: NDArray[np.bool_]) -> float:

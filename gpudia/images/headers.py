@@ -177,7 +177,8 @@ def _first_mjd(header: Header, keywords: Iterable[str]) -> float:
     """Time of the first keyword that has one; of a whole day only where none says more."""
     days = []
     for key in keywords:
-        value = header.get(key)
+        if (value := header.get(key)) is None:
+            continue
         try:
             mjd = _number_to_mjd(float(value), header) if _is_number(value) else _date_to_mjd(str(value), header)
         except (TypeError, ValueError):

@@ -72,7 +72,7 @@ def fit_map(a: NDArray, b: NDArray, sigma: NDArray, most: int = 3) -> MapFit:
 
 
 def _chi2(fit: MapFit, a: NDArray, b: NDArray, weight: NDArray) -> float:
-    return float(np.sum(((fit.apply(a) - b) * weight[:, None]) ** 2))
+    return float((((fit.apply(a) - b) * weight[:, None]) ** 2).sum())
 
 
 def _fits(chi2: float, free: int) -> bool:
@@ -82,9 +82,10 @@ def _fits(chi2: float, free: int) -> bool:
 
 def _fit_polynomial(a: NDArray, b: NDArray, weight: NDArray, degree: int) -> MapFit:
     """Weighted least squares; `weight` multiplies the equations. Coordinates from their mean, in units of reach."""
-    origin, middle = a.mean(axis=0), b.mean(axis=0)
-    reach = float(np.abs(a - origin).max()) or 1.0
-    design = monomials((a - origin) / reach, degree) * weight[:, None]
+    origin, middle = a.sum(axis=0) / len(a), b.sum(axis=0) / len(b)
+    away = a - origin
+    reach = float(np.abs(away).max()) or 1.0
+    design = monomials(away / reach, degree) * weight[:, None]
     solution = np.linalg.lstsq(design, (b - middle) * weight[:, None], rcond=None)[0].T
     units = monomials((reach, reach), degree)
     solution = solution / units
@@ -105,23 +106,22 @@ def fit_similarity(a: NDArray, b: NDArray, weight: NDArray) -> MapFit:
     RegistrationError
         All positions are one.
     """
-    mass = weight**2 / np.sum(weight**2)
+    mass = weight**2
+    total = mass.sum()
+    mass /= total
     mean_a, mean_b = mass @ a, mass @ b
     z, w = _complex(a - mean_a), _complex(b - mean_b)
-    spread = float(np.sum(mass * np.abs(z) ** 2))
+    spread = float((mass * np.abs(z) ** 2).sum())
     if not spread > 0:
         raise RegistrationError("matched stars must differ in position, got one place")
-    best = None
-    for mirrored in (False, True):
-        u = z.conj() if mirrored else z
-        p = np.sum(mass * u.conj() * w) / spread
-        misfit = float(np.sum(mass * np.abs(w - p * u) ** 2))
-        if best is None or misfit < best[0]:
-            sign = -1 if mirrored else 1
-            best = misfit, np.array([[p.real, -sign * p.imag], [p.imag, sign * p.real]])
-    turn = best[1]  # type: ignore[index]
-    matrix = np.column_stack([turn, mean_b - turn @ mean_a])
-    normal = np.diag([spread, spread, 1.0]) * np.sum(weight**2)
+    p, mirrored = ((mass * u * w).sum() / spread for u in (z.conj(), z))
+    sign = 1  # what is left is sum mass |w|^2 - |p|^2 spread
+    if abs(mirrored) > abs(p):
+        p, sign = mirrored, -1
+    matrix = np.empty((2, 3))
+    matrix[:, :2] = turn = np.array([[p.real, -sign * p.imag], [p.imag, sign * p.real]])
+    matrix[:, 2] = mean_b - turn @ mean_a
+    normal = np.diag((spread * total, spread * total, total))
     return MapFit("similarity", matrix, np.zeros((2, 0)), mean_a, normal, np.ones(3), 4)
 
 

@@ -15,7 +15,7 @@ from gpudia.errors import InputError, RegistrationError
 from gpudia.images.patterns import MOST_STARS, similar_triangles
 from gpudia.images.transforms import ORIENTATIONS
 
-__all__ = ["ROUTES", "match_stars", "mutual_neighbours", "positions"]
+__all__ = ["ROUTES", "match_stars", "median", "mutual_neighbours", "positions"]
 
 #: The ways to match, best first.
 ROUTES = ("id", "sky", "offset", "pattern")
@@ -84,6 +84,12 @@ def positions(stars: Table) -> NDArray[np.float64]:
     return np.column_stack([np.asarray(stars["x"], float), np.asarray(stars["y"], float)])
 
 
+def median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median along the first axis; as `numpy.median` for finite values, in a fifth of its time where these are few."""
+    ordered, last = np.sort(values, axis=0), len(values) - 1
+    return (ordered[last // 2] + ordered[(last + 1) // 2]) / 2
+
+
 def mutual_neighbours(a: NDArray, b: NDArray | KDTree, radius: float) -> Pairs:
     """Pairs that are each other's nearest neighbour and not further apart than `radius`; shapes (N, 2), (M, 2).
 
@@ -130,7 +136,7 @@ def _by_sky(
 ) -> Pairs:
     """Project both lists on the plane that touches the sky at the reference's middle, in reference pixels."""
     (first, rows_a), (second, rows_b) = _sky(reference_stars, reference_wcs), _sky(stars, wcs)
-    middle = np.median(first, axis=0)
+    middle = median(first)
     planes = [_offsets(middle, sky) for sky in (first, second)]
     xy = positions(reference_stars)[rows_a]
     scale = _reach(planes[0]) / max(_reach(xy), 1e-9)  # arcsec per pixel
@@ -145,7 +151,7 @@ def _by_sky(
 
 def _reach(xy: NDArray) -> float:
     """Median distance from the median position: a few wild positions do not change it."""
-    return float(np.median(np.hypot(*(xy - np.median(xy, axis=0)).T)))
+    return float(median(np.hypot(*(xy - median(xy)).T)))
 
 
 def _sky(stars: Table, wcs: WCS | None) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
@@ -176,8 +182,8 @@ def _by_offset(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray, max
     """Pairs after the shift on which most differences between bright stars agree."""
     cell, max_offset = 2.0, min(max_offset, _FARTHEST)  # pixels
     dx, dy = (b[bright_b, k] - a[bright_a, k][:, None] for k in (0, 1))
-    near = (np.abs(dx) <= max_offset) & (np.abs(dy) <= max_offset)
-    dx, dy = dx[near], dy[near]
+    near = np.flatnonzero((np.abs(dx) <= max_offset) & (np.abs(dy) <= max_offset))
+    dx, dy = dx.take(near), dy.take(near)
     if not len(dx):
         raise RegistrationError(f"no star within {max_offset:.0f} px of another of the reference")
     first = -max_offset - cell
@@ -186,16 +192,17 @@ def _by_offset(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray, max
     counts = np.bincount(columns * size + rows, minlength=size**2).reshape(size, size).astype(float)
     smooth = ndimage.gaussian_filter(counts, 1.0, mode="constant")  # the true offset can lie on the edge of cells
     offset = first + cell * (np.array(np.unravel_index(np.argmax(smooth), smooth.shape)) + 0.5)
-    difference = np.column_stack([dx, dy])[(np.abs(dx - offset[0]) < 5 * cell) & (np.abs(dy - offset[1]) < 5 * cell)]
+    near = np.flatnonzero((np.abs(dx - offset[0]) < 5 * cell) & (np.abs(dy - offset[1]) < 5 * cell))
+    difference = np.column_stack([dx[near], dy[near]])
     for radius in (2.0 * cell, 1.5 * cell, cell):  # which stays within those
         near = difference[np.hypot(*(difference - offset).T) <= radius]
-        offset = np.median(near, axis=0) if len(near) else offset
+        offset = median(near) if len(near) else offset
     return mutual_neighbours(a + offset, b, radius=3.0)
 
 
 def _by_turns(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray) -> Pairs:
     """Common offset after the quarter turn or mirror that gives most pairs; unturned if that pairs half the stars."""
-    a, b = a - np.median(a, axis=0), b - np.median(b, axis=0)
+    a, b = a - median(a), b - median(b)
     reach = 2 * max(_reach(a), _reach(b))  # 0.75 of the side of an evenly filled square
     best: Pairs = (np.zeros(0, np.intp), np.zeros(0, np.intp))
     for turn in ORIENTATIONS:

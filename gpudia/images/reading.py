@@ -19,7 +19,7 @@ from astropy.io import fits
 from astropy.io.fits.verify import VerifyError, VerifyWarning
 from astropy.table import Table
 from astropy.utils.exceptions import AstropyWarning
-from astropy.wcs import WCS, FITSFixedWarning
+from astropy.wcs import WCS, FITSFixedWarning, Wcsprm
 
 from gpudia.errors import FrameError
 from gpudia.images.cutouts import Region, cut, shifted_wcs, whole_frame
@@ -33,6 +33,12 @@ _MOST = 999  # axes of an image and columns of a table, FITS 4.0
 _BLOCK, _CARD = 2880, 80
 #: The end of a header as astropy takes it, which bears rubbish behind it.
 _END = re.compile(rb"END *(?:$|[^ A-Z0-9_-])")
+#: A card as the standard wants it: nothing that astropy would mend or stumble on.
+_STANDARD = re.compile(
+    r"(?=.{8}= )(?!CONTINUE|HIERARCH)[A-Z0-9_-]+ *= +('[ -&(-~]*'|[+-]?\d+\.?\d*(E[+-]?\d+)?|[TF]) *(/.*)?"
+    "|(COMMENT|HISTORY| {8}).*|END *| *")
+#: Keywords of distortions and of further axes, with which astropy helps wcslib.
+_DISTORTED = re.compile(r"[AB]P?_|[CD][PQ]|D2IM|AXISCORR|P[SV]\d|NAXIS3")
 _SIZES = re.compile(rb"(BITPIX|Z?NAXIS\d*|PCOUNT|GCOUNT|TFIELDS) *= +([+-]?\d+)")
 
 
@@ -259,9 +265,9 @@ def _merged_header(primary: Any, image: Any) -> fits.Header:
     header = primary.header.copy(strip=True)
     if image is not primary:
         header.extend(image.header.copy(strip=True), update=True)
-    for at in reversed(range(len(header))):
+    for at, card in reversed([*enumerate(header.cards)]):
         try:
-            _ = header.cards[at].value
+            _ = card.value
         except VerifyError:  # not to be parsed, and raised anew at every look
             del header[at]
     for key in ("BSCALE", "BZERO", "BLANK", "CHECKSUM", "DATASUM", "EXTNAME", "EXTVER"):
@@ -277,7 +283,25 @@ def _wcs_of(header: fits.Header, hdus: fits.HDUList) -> WCS | None:
         warnings.simplefilter("ignore", FITSFixedWarning)
         warnings.simplefilter("ignore", VerifyWarning)
         try:
-            wcs = WCS(header, fobj=hdus, naxis=2)
+            wcs = _plain_wcs(header) if _is_plain(header) else WCS(header, fobj=hdus, naxis=2)
         except Exception:  # texts for numbers and numbers for texts, inconsistent distortions: astropy raises anything
             return None
     return wcs if wcs.has_celestial else None
+
+
+def _is_plain(header: fits.Header) -> bool:
+    """True for the header of a 2-D image, all of it standard, whose coordinates wcslib knows without help."""
+    text = header.tostring()
+    return (all(_STANDARD.fullmatch(text, at, at + _CARD) for at in range(0, len(text), _CARD))
+            and header.get("NAXIS") == 2 and not any(map(_DISTORTED.match, header))
+            and all(isinstance(name, str) and "TAB" not in name for name in (header["CTYPE1"], header["CTYPE2"])))
+
+
+def _plain_wcs(header: fits.Header) -> WCS:
+    """What `WCS` makes of such a header, in a fifth of the time: that one parses it three times."""
+    wcs = WCS(naxis=2)
+    wcs.wcs = Wcsprm(header=header.tostring().encode("ascii"), relax=True).sub(2)
+    wcs.fix()
+    wcs.wcs.set()
+    wcs.pixel_shape = header["NAXIS1"], header["NAXIS2"]
+    return wcs

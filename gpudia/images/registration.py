@@ -16,7 +16,7 @@ from scipy.special import bdtrc
 from gpudia.errors import RegistrationError
 from gpudia.flags import SOURCE_FLAGS
 from gpudia.images.mapfits import HYPOTHESES, MapFit, consensus, fit_map, fit_similarity
-from gpudia.images.matching import ROUTES, match_stars, mutual_neighbours, positions
+from gpudia.images.matching import ROUTES, match_stars, median, mutual_neighbours, positions
 from gpudia.images.patterns import MOST_STARS
 from gpudia.images.transforms import Registration
 
@@ -228,7 +228,7 @@ def _clipped_fit(
         fit = fit_map(a.xy[i], b.xy[j], sigma, degree)
         distance = np.hypot(*(fit.apply(a.xy[i]) - b.xy[j]).T)
         relative = distance / sigma
-        keep = relative <= 4 * max(float(np.median(relative)), 1.0)
+        keep = relative <= 4 * max(float(median(relative)), 1.0)
         if keep.all():
             break
         i, j = i[keep], j[keep]
