@@ -228,6 +228,11 @@ def test_a_programming_error_passes(kind, scheduler, tmp_path):
         executor.close()
 
 
+def lethal(item, shared):
+    """A task of which its process dies."""
+    os._exit(1)
+
+
 def endless(item, shared):
     """A task that does not end by itself."""
     time.sleep(600)
@@ -247,3 +252,13 @@ def test_an_interrupt_does_not_wait_for_what_processes_are_at(when):
     with pytest.raises(KeyboardInterrupt):
         executor.close() if when == "processes are to end" else next(results)
     executor.close()  # does not wait for them, either
+
+
+@pytest.mark.parametrize("first", [wrong, lethal])
+def test_what_comes_of_preparing_changes_no_result(first):
+    executor = Readers(2)
+    try:
+        executor.prepare(first)
+        assert dict(executor.map(deadly, ["a", "b", "c"], b"x")) == {0: b"xa", 1: b"xb", 2: b"xc"}
+    finally:
+        executor.close()

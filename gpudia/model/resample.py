@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,10 +87,10 @@ def _one(image: Any, variance: Any, mask: Any, matrix: np.ndarray, shape: tuple[
     bits = _framed(bits, xp)
     bits[:1], bits[-1:], bits[:, :1], bits[:, -1:] = missing, missing, missing, missing
     taps = _taps(matrix, shape, bits.shape, kind, xp)
-    data, noise = taps.sum(image), taps.sum(variance, squared=True)
-    norm = sum(w * w for w in taps.wy) * sum(w * w for w in taps.wx)
+    squares = taps.squared()
+    data, noise = taps.sum(image), squares.sum(variance)
     area = _area(matrix, shape, xp)
-    return data * area, noise * area**2, taps.spoiled(bits, xp), noise / norm * area**2
+    return data * area, noise * area**2, taps.spoiled(bits, xp), noise / (sum(squares.wy) * sum(squares.wx)) * area**2
 
 
 def _framed(plane: Any, xp: Any) -> Any:
@@ -112,14 +112,18 @@ class _Taps:
     largest_x: np.ndarray
     take: Callable[[Any], Callable[[int, int], Any]]
 
-    def sum(self, plane: Any, squared: bool = False) -> Any:
-        """Weighted sum over the taps, by the weights or their squares."""
+    def squared(self) -> _Taps:
+        """Return taps of the squares of these weights."""
+        return replace(self, wy=[w * w for w in self.wy], wx=[w * w for w in self.wx],
+                       largest_y=self.largest_y**2, largest_x=self.largest_x**2)
+
+    def sum(self, plane: Any) -> Any:
+        """Weighted sum over the taps."""
         at, total = self.take(plane), 0
-        wy, wx = ([w * w for w in weights] if squared else weights for weights in (self.wy, self.wx))
-        for j, along_y in enumerate(wy):
-            row = wx[0] * at(j, 0)
-            for i in range(1, len(wx)):
-                row += wx[i] * at(j, i)
+        for j, along_y in enumerate(self.wy):
+            row = self.wx[0] * at(j, 0)
+            for i in range(1, len(self.wx)):
+                row += self.wx[i] * at(j, i)
             row *= along_y
             total = row + total
         return total
@@ -127,9 +131,9 @@ class _Taps:
     def spoiled(self, bits: Any, xp: Any) -> Any:
         """Bits of the pixels whose coefficient is not negligible."""
         at, found = self.take(bits), xp.zeros(self.wx[0].shape, dtype=bits.dtype)
-        none = False if bits.dtype.kind == "b" else 0
+        wy, wx = ([xp.abs(w) for w in weights] for weights in (self.wy, self.wx))
         for j, i in np.argwhere(np.outer(self.largest_y, self.largest_x) > _NEGLIGIBLE).tolist():
-            found |= xp.where(xp.abs(self.wy[j] * self.wx[i]) > _NEGLIGIBLE, at(j, i), none)
+            found |= at(j, i) * (wy[j] * wx[i] > _NEGLIGIBLE)
         return found
 
 

@@ -162,10 +162,13 @@ class DifferenceStack:
 
     def kernel_at(self, image: int, x: Any, y: Any) -> np.ndarray:
         """Kernel of one image at a position (x, y), host array (K, K), or at several, (S, K, K)."""
-        if not -len(self) <= image < len(self):
-            raise InputError(f"image must be an index below {len(self)}, got {image}")
-        return np.tensordot(self.terms_at(x, y), to_host(self.coefficients[image]), axes=1)
+        return np.tensordot(self.terms_at(x, y), self._coefficients(image), axes=1)
 
     def scale_at(self, image: int, x: Any, y: Any) -> np.ndarray:
         """Photometric scale of one image at one position (a number) or at several (S,), host."""
-        return self.kernel_at(image, x, y).sum(axis=(-2, -1))
+        return self.terms_at(x, y) @ self._coefficients(image).sum(axis=(-2, -1))
+
+    def _coefficients(self, image: int) -> np.ndarray:
+        if not -len(self) <= image < len(self):
+            raise InputError(f"image must be an index below {len(self)}, got {image}")
+        return to_host(self.coefficients[image])

@@ -47,6 +47,9 @@ class Executor:
         """
         raise NotImplementedError
 
+    def prepare(self, task: Task, /) -> None:
+        """Let processes that idle do a task once each, if there are such; nobody waits for it."""
+
     def close(self) -> None:
         """End what was begun for this."""
 
@@ -112,6 +115,11 @@ class Readers(Executor):
         finally:
             for future in running:
                 future.cancel()
+
+    def prepare(self, task: Task) -> None:
+        """See `Executor.prepare`."""
+        for _ in range(self._count):
+            self._submit(task, None, b"")
 
     def _done_alone(self, task: Task, item: Any, shared: bytes) -> bytes | WorkerDied:
         try:

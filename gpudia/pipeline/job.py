@@ -57,6 +57,7 @@ from gpudia.pipeline.tasks import (
     do_batches,
     do_look,
     do_registrations,
+    load_report,
 )
 from gpudia.pipeline.varying import find_varying
 from gpudia.pipeline.warned import Repeats, repeats_folded, warnings_logged
@@ -162,6 +163,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     note_untimed(looks)
     best = _reference_of_a_kind(job, looks, inputs)
     _register(job, looks, best)
+    job.executor.prepare(load_report)
     setup = _setup(job, looks, best, inputs)
     keys = _subtract(job, [look for look in looks if not look.reason], setup)
     with stage("report"):

@@ -94,7 +94,8 @@ def _of_one_grid(looks: list[Look]) -> list[Look]:
 
 
 def _sharp_enough(looks: Sequence[Look]) -> list[Look]:
-    whole = [look for look in looks if look.usable_share > 0.5 * max(other.usable_share for other in looks)]
+    most = max(look.usable_share for look in looks)
+    whole = [look for look in looks if look.usable_share > 0.5 * most]
     widths = [look.quality.fwhm for look in whole if look.quality is not None and math.isfinite(look.quality.fwhm)]
     if not widths:
         return list(looks)

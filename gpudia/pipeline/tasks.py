@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from gpudia.pipeline.stages import stage, take_times
 from gpudia.pipeline.storage import writing
 from gpudia.pipeline.warned import warnings_logged
 
-__all__ = ["BatchDone", "LookJob", "RegistrationJob", "Setup", "do_batch", "do_batches", "do_look", "do_registrations"]
+__all__ = ["BatchDone", "LookJob", "RegistrationJob", "Setup", "do_batch", "do_batches", "do_look", "do_registrations",
+           "load_report"]
 
 log = logging.getLogger("gpudia.pipeline")
 
@@ -131,6 +133,12 @@ def do_batch(item: Sequence[bytes], shared: bytes) -> bytes:
     setup: Setup = _shared_of(shared)
     _choose_backend(setup.looks.config.backend)
     return next(do_batches([[decode(look) for look in item]], setup))
+
+
+def load_report(_: Any, __: bytes) -> bytes:
+    """Load what draws the figures of a report: half a second that a process has while the reference is made."""
+    import_module("gpudia.report")
+    return b""
 
 
 _backend_asked = ""
