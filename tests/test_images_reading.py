@@ -21,7 +21,7 @@ from gpudia.images import (
     read_frame,
     sky_and_noise,
 )
-from gpudia.images.headers import sane_wcs
+from gpudia.images.headers import exposure_facts, sane_wcs
 
 SHAPE = (60, 80)
 GAIN, READ_NOISE, SKY = 2.0, 6.0, 400.0
@@ -236,6 +236,11 @@ class TestTime:
         frame = make_frame(image(), header=fits.Header({"GAIN": 1.0, **cards}))
         assert frame.mjd == pytest.approx(mjd, abs=1e-8, nan_ok=True)
 
+    @pytest.mark.parametrize(("date", "known"), [("3023-02-25T06:30:16", False), ("2039-02-25T06:30:16", True)])
+    def test_dates_beyond_the_known_leap_seconds_are_taken_quietly(self, date, known):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert np.isfinite(exposure_facts(fits.Header({"DATE-OBS": date}), FrameLayout())["mjd"]) == known
 
     @pytest.mark.parametrize(("cards", "airmass"), [
         ({"AIRMASS": 1.3}, 1.3), ({"AIRMASS": "1.3"}, 1.3), ({"AIRMASS": 0.0}, np.nan), ({"AIRMASS": -999}, np.nan),

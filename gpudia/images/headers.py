@@ -180,7 +180,9 @@ def _first_mjd(header: Header, keywords: Iterable[str]) -> float:
         if (value := header.get(key)) is None:
             continue
         try:
-            mjd = _number_to_mjd(float(value), header) if _is_number(value) else _date_to_mjd(str(value), header)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="ERFA function .*dubious year")
+                mjd = _number_to_mjd(float(value), header) if _is_number(value) else _date_to_mjd(str(value), header)
         except (TypeError, ValueError):
             continue
         if 0 < mjd < _LAST_MJD:
