@@ -121,7 +121,7 @@ def _peaks(image: NDArray, noise: NDArray, usable: NDArray, fwhm: float, thresho
     smooth = ndimage.gaussian_filter(image.astype(np.float32), sigma, truncate=3.0)
     # A normalised Gaussian filter lowers white noise by 2 sqrt(pi) sigma.
     significance = smooth * (2 * math.sqrt(math.pi) * sigma) / noise
-    found = np.argwhere(_tops(smooth) & (significance > threshold) & usable)
+    found = np.column_stack(divmod(np.flatnonzero(_tops(smooth) & (significance > threshold) & usable), image.shape[1]))
     found = found[_highest(smooth, found, max(1, round(0.6 * fwhm)))]
     return found[np.argsort(-significance[tuple(found.T)], kind="stable")]
 

@@ -87,7 +87,8 @@ def measure_shapes(
         step[~np.isfinite(step)] = np.inf
         here = here + np.maximum(np.minimum(step, 0.5 * fwhm, out=step), -0.5 * fwhm, out=step)
         centre[moving] = here
-        go_on = np.flatnonzero((np.abs(step) > 1e-4).any(axis=1) & (np.abs(here) < fwhm).all(axis=1))
+        far, near = np.abs(step) > 1e-4, np.abs(here) < fwhm
+        go_on = np.flatnonzero((far[:, 0] | far[:, 1]) & near[:, 0] & near[:, 1])
         if len(go_on) < len(moving):
             moving, some, here = moving[go_on], some[go_on], here[go_on]
         if not len(moving):
@@ -119,11 +120,11 @@ def _moments(stamps: NDArray, offsets: NDArray, centre: NDArray, sigma: float, d
     """
     d = offsets - centre[:, :, None]  # (N, 2, m), along x and along y
     d = d.astype(stamps.dtype)  # single precision: positions to 1e-5 of a pixel
-    window = np.exp(d * d * d.dtype.type(-0.5 / sigma**2))
+    square = d * d
+    window = np.exp(square * d.dtype.type(-0.5 / sigma**2))
     in_x = np.empty((len(d), len(offsets), degree + 1), d.dtype)
     in_y = np.empty((len(d), degree + 1, len(offsets)), d.dtype)
-    for k in range(degree + 1):
-        power = window * d**k if k else window
+    for k, power in enumerate((window, window * d, window * square)[:degree + 1]):
         in_x[:, :, k], in_y[:, k] = power[:, 0], power[:, 1]
     return (in_y @ (stamps @ in_x)).astype(np.float64)
 

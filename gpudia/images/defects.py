@@ -19,6 +19,8 @@ _SIGMA = 5.0
 _SHARPEST = 1.8
 #: Room above the sharpest star for the noise, on a difference.
 _MARGIN = 1.8
+#: Pixels at a time, whose neighbours fit in the cache of a core.
+_AT_A_TIME = 1 << 16
 _RING = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
 
 
@@ -112,15 +114,18 @@ def _third_neighbours(image: NDArray) -> tuple[NDArray, NDArray]:
 
     As `scipy.ndimage.rank_filter` has them, in a tenth of the time.
     """
-    height, width = image.shape
-    padded = np.pad(image, 1, mode="edge")
-    ring = [padded[y:y + height, x:x + width].copy() for y, x in np.argwhere(_RING)]
-    spare = np.empty_like(image)
-    for i, j in _EXCHANGES:
-        np.minimum(ring[i], ring[j], out=spare)
-        np.maximum(ring[i], ring[j], out=ring[j])
-        ring[i], spare = spare, ring[i]
-    return ring[2], ring[5]
+    padded, low, high = np.pad(image, 1, mode="edge"), np.empty_like(image), np.empty_like(image)
+    rows = max(1, _AT_A_TIME // image.shape[1])
+    for top in range(0, len(image), rows):
+        strip = padded[top:top + rows + 2]
+        ring = [strip[y:len(strip) - 2 + y, x:image.shape[1] + x].copy() for y, x in np.argwhere(_RING)]
+        spare = np.empty_like(ring[0])
+        for i, j in _EXCHANGES:
+            np.minimum(ring[i], ring[j], out=spare)
+            np.maximum(ring[i], ring[j], out=ring[j])
+            ring[i], spare = spare, ring[i]
+        low[top:top + rows], high[top:top + rows] = ring[2], ring[5]
+    return low, high
 
 
 def flag_defects(frame: Frame, fwhm: float) -> Frame:

@@ -197,9 +197,10 @@ def make_frame(
                          f"{facts['read_noise']:g}", path)
     seen = mask != 0
     maps = measure_sky(values, seen)
-    _refuse_noiseless(maps, mask == 0, path)
+    sky, noise = (_typical(m, ~seen) for m in maps[:2])
+    _refuse_noiseless(noise, path)
     values = np.where(np.isfinite(values), values, maps.sky).astype(values.dtype, copy=False)
-    facts, flags = _complete(facts, values, mask, maps, dtype, layout, path)
+    facts, flags = _complete(facts, values, mask, (sky, noise), dtype, layout, path)
     with np.errstate(invalid="ignore", over="ignore"):
         mask[values >= facts["saturation"]] |= PIXEL_FLAGS.saturated
     good = mask == 0
@@ -328,20 +329,18 @@ def _typical(smooth: NDArray, good: NDArray[np.bool_]) -> float:
     return float(np.median(some if some.size else smooth[good]))
 
 
-def _refuse_noiseless(maps: SkyMaps, good: NDArray[np.bool_], path: Any) -> None:
-    noise = _typical(maps.noise, good)
+def _refuse_noiseless(noise: float, path: Any) -> None:
     if not noise > np.sqrt(np.finfo(np.float32).tiny):  # its square is a variance
         raise FrameError(f"noise of the sky must be positive, got {noise:g}", path)
 
 
 def _complete(
-    facts: dict[str, Any], values: NDArray, mask: NDArray, maps: SkyMaps, dtype: np.dtype, layout: FrameLayout,
-    path: Any,
+    facts: dict[str, Any], values: NDArray, mask: NDArray, typical: tuple[float, float], dtype: np.dtype,
+    layout: FrameLayout, path: Any,
 ) -> tuple[dict[str, Any], int]:
     """Fill in gain and saturation from the data where the header lacks them; mask what saw no sky."""
-    good, flags = mask == 0, 0
-    sky, noise = (_typical(m, good) for m in maps[:2])
-    mask[unexposed(values, good, sky, noise)] |= PIXEL_FLAGS.no_data
+    (sky, noise), flags = typical, 0
+    mask[unexposed(values, mask == 0, sky, noise)] |= PIXEL_FLAGS.no_data
     measured = guess_gain(sky, noise, facts["read_noise"])
     if layout.noise == "data" and measured > 0:
         facts["gain"] = measured

@@ -113,7 +113,8 @@ def _mesh_values(image: NDArray) -> tuple[NDArray, NDArray, NDArray]:
 def _clipped(values: NDArray, sigma: float = 3.0, rounds: int = 5) -> tuple[NDArray, NDArray, NDArray]:
     """Median, mean and standard deviation along the last axis of (N, n), NaN left out, clipped about the median."""
     values = np.sort(values, axis=-1)  # what is kept is a range then; NaN comes last
-    first, count = np.zeros(len(values), np.intp), np.isfinite(values).sum(axis=-1)
+    first, finite = np.zeros(len(values), np.intp), np.isfinite(values).sum(axis=-1)
+    count = finite
     origin = _middle(values, first, count)
     offset = values - origin[:, None]
     offset[np.isnan(offset)] = 0.0
@@ -123,12 +124,13 @@ def _clipped(values: NDArray, sigma: float = 3.0, rounds: int = 5) -> tuple[NDAr
         mean = offset.sum(axis=-1) / count
         spread = np.sqrt(np.maximum(np.vecdot(offset, offset) / count - mean**2, 0))
         low, high = ((median + k * spread).astype(values.dtype)[:, None] for k in (-sigma, sigma))
-        kept = (values >= low) & (values <= high)
-        first, last = kept.argmax(axis=-1), kept.shape[1] - kept[:, ::-1].argmax(axis=-1)
-        count = np.where(kept[row, first], last - first, 0)
+        above = values > high
+        kept = (values >= low) & ~above
+        first, last = kept.argmax(axis=-1), above.argmax(axis=-1)
+        count = np.where(kept[row, first], np.where(last > 0, last, finite) - first, 0)
         if (count == before).all():
             break
-        offset *= kept
+        np.copyto(offset, 0.0, where=~kept)
     return median, origin + mean, spread
 
 
@@ -286,10 +288,13 @@ def noise_ratio(
     limit = float(1.5 + 5 / np.sqrt(0.74 * max(n, 1)))
     if not n:
         return 1.0, limit
-    with np.errstate(divide="ignore", over="ignore"):
-        above = float(np.percentile(maps.white[sky_pixels] / highest[sky_pixels], 10, method="nearest"))
-        below = float(np.percentile(maps.noise[sky_pixels] / lowest[sky_pixels], 90, method="nearest"))
-    return (above if above > 1 else below if below < 1 else 1.0), limit
+    for found, stated, beyond, percent in ((maps.white, highest, np.greater, 10), (maps.noise, lowest, np.less, 90)):
+        if np.count_nonzero(sky_pixels & beyond(found, stated)) > 0.8 * n:  # else that percentile cannot be beyond
+            with np.errstate(divide="ignore", over="ignore"):
+                ratio = float(np.percentile(found[sky_pixels] / stated[sky_pixels], percent, method="nearest"))
+            if beyond(ratio, 1):
+                return ratio, limit
+    return 1.0, limit
 
 
 def guess_gain(sky: float, noise: float, read_noise: float = np.nan) -> float:
