@@ -1,5 +1,6 @@
 """The same run by other processes: workers of Dask on loopback, reading processes; some of them die."""
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -233,6 +234,13 @@ def lethal(item, shared):
     os._exit(1)
 
 
+def lethal_elsewhere(item, shared):
+    """A task of which another process than this one dies."""
+    if multiprocessing.parent_process() is not None:
+        os._exit(1)
+    return b"here"
+
+
 def endless(item, shared):
     """A task that does not end by itself."""
     time.sleep(600)
@@ -260,5 +268,17 @@ def test_what_comes_of_preparing_changes_no_result(first):
     try:
         executor.prepare(first)
         assert dict(executor.map(deadly, ["a", "b", "c"], b"x")) == {0: b"xa", 1: b"xb", 2: b"xc"}
+    finally:
+        executor.close()
+
+
+@pytest.mark.parametrize(("started", "task", "result"), [(False, deadly, b"xa"), (True, deadly, b"xa"),
+                                                         (True, lethal_elsewhere, b"here")])
+def test_what_is_begun_has_its_result_whatever_becomes_of_the_process(started, task, result):
+    executor = Readers(1)
+    try:
+        if started:
+            executor.prepare(deadly)
+        assert executor.begin(task, "a", b"x")() == result
     finally:
         executor.close()

@@ -17,6 +17,7 @@ from gpudia.cli import main
 from gpudia.errors import ConfigError, FrameError
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import FrameQuality, barycentric_times
+from gpudia.pipeline.executors import Here
 from gpudia.pipeline.looks import Look
 from gpudia.pipeline.sifting import drop_odd, note_barycentric, note_untimed, select_frames, series_table
 from gpudia.selection import SERIES_COLUMNS
@@ -122,15 +123,15 @@ def test_frames_without_a_time_are_flagged_and_said_once(caplog):
 def test_barycentric_times_need_a_target_and_a_site():
     looks = [look("a"), look("b", mjd=60010.0), look("c", mjd=math.nan), broken("d")]
     looks[1].site = None
-    note_barycentric(looks, config())
+    note_barycentric(looks, config(), Here())()
     assert "bjd_tdb" not in series_table(looks).colnames
-    note_barycentric(looks, config(ra=268.0, dec=-29.0))
+    note_barycentric(looks, config(ra=268.0, dec=-29.0), Here())()
     times = series_table(looks)["bjd_tdb"]
     assert str(times.unit) == "d"
     assert times.info.description == "mid-exposure, BJD_TDB, of the target"
     np.testing.assert_array_equal(times, barycentric_times([60000.0, *[math.nan] * 3], [CTIO] * 4, 268.0, -29.0))
     there = (20.81, -32.38, 1760.0)
-    note_barycentric(looks, config(ra=268.0, dec=-29.0, site=there))  # the setting comes before the header
+    note_barycentric(looks, config(ra=268.0, dec=-29.0, site=there), Here())()  # the setting comes before the header
     expected = barycentric_times([60000.0, 60010.0, math.nan, math.nan], [there] * 4, 268.0, -29.0)
     np.testing.assert_array_equal(series_table(looks)["bjd_tdb"], expected)
 

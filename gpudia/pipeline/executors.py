@@ -47,6 +47,10 @@ class Executor:
         """
         raise NotImplementedError
 
+    def begin(self, task: Task, item: Any, shared: bytes, /) -> Callable[[], bytes]:
+        """Begin a task beside what this process does, where another idles; return what waits for the result."""
+        return lambda: task(item, shared)
+
     def prepare(self, task: Task, /) -> None:
         """Let processes that idle do a task once each, if there are such; nobody waits for it."""
 
@@ -115,6 +119,23 @@ class Readers(Executor):
         finally:
             for future in running:
                 future.cancel()
+
+    def begin(self, task: Task, item: Any, shared: bytes) -> Callable[[], bytes]:
+        """See `Executor.begin`: no process starts for this."""
+        if self._pool is None:
+            return super().begin(task, item, shared)
+        future = self._submit(task, item, shared)
+
+        def result() -> bytes:
+            try:
+                found, records = future.result()
+            except BrokenExecutor:
+                return task(item, shared)
+            _tell(records)
+            done: bytes = found
+            return done
+
+        return result
 
     def prepare(self, task: Task) -> None:
         """See `Executor.prepare`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from gpudia.errors import ConfigError
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import barycentric_times, check_mixture
 from gpudia.messages import printable
+from gpudia.pipeline.codec import decode, encode
+from gpudia.pipeline.executors import Executor
 from gpudia.pipeline.looks import Look
 from gpudia.selection import SERIES_COLUMNS, parse_condition
 
@@ -151,17 +153,34 @@ def note_untimed(looks: Sequence[Look]) -> None:
                     "[layout]", len(untimed), len(looks), names)
 
 
-def note_barycentric(looks: Sequence[Look], config: RunConfig) -> None:
-    """Note every frame's site, from the settings or its header, and its barycentric time where there is a target."""
+def note_barycentric(looks: Sequence[Look], config: RunConfig, executor: Executor) -> Callable[[], None]:
+    """Note every frame's site, from the settings or its header; begin with the barycentric times of the target, if any.
+
+    Returns
+    -------
+    callable
+        Waits for the times and notes them.
+    """
     for look in looks:
         look.site = config.site or look.site
     if config.ra is None or config.dec is None:
-        return
-    times = barycentric_times([look.mjd for look in looks], [look.site for look in looks], config.ra, config.dec)
-    for look, time in zip(looks, times, strict=True):
-        look.bjd_tdb = float(time)
-    if not np.isfinite(times).any():
-        log.info("no barycentric times: no frame with a time says where it was taken (give --site LON LAT HEIGHT)")
+        return lambda: None
+    where = [look.mjd for look in looks], [look.site for look in looks], config.ra, config.dec
+    made = executor.begin(do_barycentric, where, b"")
+
+    def note() -> None:
+        times = decode(made())
+        for look, time in zip(looks, times, strict=True):
+            look.bjd_tdb = float(time)
+        if not np.isfinite(times).any():
+            log.info("no barycentric times: no frame with a time says where it was taken (give --site LON LAT HEIGHT)")
+
+    return note
+
+
+def do_barycentric(item: tuple[Any, ...], _: bytes) -> bytes:
+    """Make barycentric times: a task."""
+    return encode(barycentric_times(*item))
 
 
 def known_barycentric(looks: Sequence[Look]) -> NDArray[np.float64] | None:

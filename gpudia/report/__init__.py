@@ -61,7 +61,8 @@ def write_report(output: Path, do_all: _DoAll | None = None) -> Path:
     (output / "plots").mkdir(exist_ok=True)
     stamps = make_stamps(run, choose_epochs(run.epochs, run.target))
     scatter, varying = star_scatter(run), most_variable(run, 10)
-    plots = _drawn({
+    plots = _drawn({  # what takes longest first
+        "variables": (variables_figure, varying),
         "target_lightcurve": (target_figure, run.target),
         "stamps": (stamps_figure, stamps),
         "kernels": (kernels_figure, stamps),
@@ -69,7 +70,6 @@ def write_report(output: Path, do_all: _DoAll | None = None) -> Path:
         "constant_stars, dark": (scatter_figure, scatter, DARK),
         "conditions": (conditions_figure, run.epochs),
         "conditions, dark": (conditions_figure, run.epochs, DARK),
-        "variables": (variables_figure, varying),
     }, do_all)
     content = Content(
         run=run,
