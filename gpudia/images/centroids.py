@@ -126,7 +126,7 @@ def _moments(stamps: NDArray, offsets: NDArray, centre: NDArray, sigma: float, d
     in_y = np.empty((len(d), degree + 1, len(offsets)), d.dtype)
     for k, power in enumerate((window, window * d, window * square)[:degree + 1]):
         in_x[:, :, k], in_y[:, k] = power[:, 0], power[:, 1]
-    return (in_y @ (stamps @ in_x)).astype(np.float64)
+    return (in_y @ stamps @ in_x).astype(np.float64)
 
 
 def _shapes(
