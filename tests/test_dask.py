@@ -117,6 +117,15 @@ def test_who_does_whole_batches(monkeypatch):
     assert not Here().does_batches(1)
 
 
+@pytest.mark.parametrize(("total", "count", "size"), [(2000, 2, 16), (2000, 16, 7), (60, 2, 4), (10, 4, 4)])
+def test_batches_of_processes_leave_none_waiting_for_long(total, count, size):
+    """Of work that is the same for all frames the last batch is a sixteenth or so of a process's share."""
+    with gpudia.use_backend("numpy"):
+        assert Readers(count).frames_of_batch(32, total) == size
+        assert Readers(count).frames_of_batch(3, total) == 3  # no more than the memory holds
+    assert Here().frames_of_batch(32, total) == 32
+
+
 def deadly(item, shared):
     """A task: kills its process for one item."""
     if item == "poison":

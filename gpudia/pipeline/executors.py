@@ -40,6 +40,10 @@ class Executor:
         """Whether `map` is to do whole batches, of so many bytes each; if not, this process solves."""
         raise NotImplementedError
 
+    def frames_of_batch(self, most: int, n_frames: int) -> int:  # noqa: ARG002 - for those that share them out
+        """How many of `n_frames` frames a batch is to have where `most` can be held."""
+        return most
+
     def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
         """Do a task for all items; yield numbers of items with results as they come, in any order.
 
@@ -71,6 +75,10 @@ class Here(Executor):
             yield number, task(item, shared)
 
 
+#: Batches of a process where it has as many frames; frames of a batch then, at least and at most.
+_ROUNDS, _FEWEST, _ALONE = 16, 4, 16
+
+
 class Readers(Executor):
     """Processes on this machine, one for each core that is to be used.
 
@@ -89,6 +97,11 @@ class Readers(Executor):
         backend = active_backend()
         enough = 2 * self._count >= cores() and self._count * memory <= backend.free_bytes() // 2
         return backend.name == "numpy" and enough
+
+    def frames_of_batch(self, most: int, n_frames: int) -> int:
+        """Few enough on the CPU that no process has long to wait for the last: 8 frames take as long as 32, each."""
+        share = max(_FEWEST, n_frames // (_ROUNDS * self._count))
+        return min(most, share, _ALONE) if active_backend().name == "numpy" else most
 
     def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
         """See `Executor.map`."""

@@ -284,6 +284,8 @@ def _make_setup(job: _Job, looks: Sequence[Look], best: Look) -> Setup:
     measures = prepare_measures(reference, widths, config.aperture_radius, reference.config.background_degree)
     keep = kept(config)
     at_once = images_at_once(reference.plan, config, job.backend, keep)
+    if config.batch_size == "auto":
+        at_once = job.executor.frames_of_batch(at_once, len(widths))
     lean = replace(reference, look=replace(reference.look, seen=Seen(), seconds=0.0, registration=None),
                    cutout=replace(reference.cutout, catalog=None), scale_bias=float(to_host(reference.plan.scale_bias)))
     return Setup(job.looks, lean, measures, at_once, bytes_of_batch(reference.plan, at_once, keep), job.output)
