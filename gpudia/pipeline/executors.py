@@ -75,8 +75,8 @@ class Here(Executor):
             yield number, task(item, shared)
 
 
-#: Batches of a process where it has as many frames; frames of a batch then, at least and at most.
-_ROUNDS, _FEWEST, _ALONE = 16, 4, 16
+#: Batches that a process is to have at least, if that leaves so many frames for each.
+_ROUNDS, _FEWEST = 16, 4
 
 
 class Readers(Executor):
@@ -101,7 +101,7 @@ class Readers(Executor):
     def frames_of_batch(self, most: int, n_frames: int) -> int:
         """Few enough on the CPU that no process has long to wait for the last: 8 frames take as long as 32, each."""
         share = max(_FEWEST, n_frames // (_ROUNDS * self._count))
-        return min(most, share, _ALONE) if active_backend().name == "numpy" else most
+        return min(most, share) if active_backend().name == "numpy" else most
 
     def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
         """See `Executor.map`."""
