@@ -6,8 +6,9 @@
 
 stream  2000 frames of 300 px (`write_frames`), the whole job with and without difference images, by the callback's
         clock (stages: seconds of all processes together); then `ReferencePlan.subtract` alone on the same frames,
-        already cut and in memory, in the same batches. Resident memory (of this process and its readers) and open files
-        at frames 200, 1800 and 2000 of every step.
+        already cut and in memory, in the same batches. Resident memory (of this process and its readers), the most in
+        the 200 frames up to frames 200, 1800 and 2000 of every step: it goes up and down with every batch; and open
+        files then.
 kills   200 frames; a run is killed (SIGKILL) at random moments and gone on with until 30 kills are done, watched by a
         process that opens whatever stands under its final name; its tables against those of an undisturbed run.
 dask    Frames of 300 px in this process, with 1 and with 2 workers, and with 2 of which one is killed.
@@ -115,11 +116,16 @@ def _whole_job(config: gpudia.RunConfig, count: int) -> dict[str, Any]:
     At the last frame nothing waits to be solved any more: memory is compared at a tenth and at nine tenths.
     """
     marks: dict[str, dict[str, float]] = {}
+    most = 0.0
 
     def note(event: Any) -> None:
+        nonlocal most
+        most = max(most, _resident())
         if event.done in (event.total // 10, event.total * 9 // 10, event.total):
             marks[f"{event.step} {event.done} of {event.total}"] = {
-                "seconds": round(time.perf_counter() - start, 2), **_held()}
+                "seconds": round(time.perf_counter() - start, 2), "resident_mb": round(most / 1e6, 1), **_held()}
+        if event.done % max(1, event.total // 10) == 0:
+            most = 0.0
 
     start = time.perf_counter()
     result = gpudia.run(config, callback=note)
@@ -132,10 +138,21 @@ def _whole_job(config: gpudia.RunConfig, count: int) -> dict[str, Any]:
 
 
 def _held() -> dict[str, float]:
-    """Resident memory of this process and those that it started, shared pages counted once, and its open files."""
+    """Processes, open files of this one, and seconds of all cores that they have had."""
     pids = [os.getpid(), *_children(os.getpid())]
-    return {"resident_mb": round(sum(_pss(pid) for pid in pids) / 1e6, 1), "processes": len(pids),
-            "open_files": len(os.listdir("/proc/self/fd")), "cpu_s": round(sum(_cpu(pid) for pid in pids), 2)}
+    return {"processes": len(pids), "open_files": len(os.listdir("/proc/self/fd")),
+            "cpu_s": round(sum(_cpu(pid) for pid in pids), 2)}
+
+
+def _resident() -> float:
+    """Resident memory of this process and those that it started, bytes; what is shared is counted once."""
+    own, shared = [], []
+    for pid in [os.getpid(), *_children(os.getpid())]:
+        with contextlib.suppress(OSError):  # one that just ended
+            _, resident, common, *_ = (int(word) for word in Path(f"/proc/{pid}/statm").read_text().split())
+            own.append(resident - common)
+            shared.append(common)
+    return (sum(own) + max(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _children(pid: int) -> list[int]:
@@ -146,11 +163,6 @@ def _cpu(pid: int) -> float:
     """Seconds of all cores that a process has had."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
-
-
-def _pss(pid: int) -> int:
-    line = next(x for x in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if x.startswith("Pss:"))
-    return int(line.split()[1]) * 1024
 
 
 def _bare_solve(config: gpudia.RunConfig) -> dict[str, Any]:

@@ -181,7 +181,8 @@ def slow(item, shared):
     return item.encode()
 
 
-def test_workers_of_this_machine_that_end_for_good_are_started_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("task", [slow, echo], ids=["nothing is done yet", "a result is still there"])
+def test_workers_of_this_machine_that_end_for_good_are_started_again(task, tmp_path, monkeypatch):
     from gpudia.pipeline import cluster
 
     monkeypatch.setattr(cluster, "_PATIENCE", 1)
@@ -189,8 +190,9 @@ def test_workers_of_this_machine_that_end_for_good_are_started_again(tmp_path, m
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "0.5s"}):
         executor = cluster.Cluster(None, 1, tmp_path)
         try:
-            results = executor.map(slow, ["a", "b", "c"], b"")
+            results = executor.map(task, ["a", "b", "c"], b"")
             found = dict([next(results)])
+            time.sleep(0.5)  # by now all are, if they are quick
             for nanny in list(executor._cluster.workers.values()):
                 executor._cluster.sync(nanny.close)
             found.update(results)

@@ -223,6 +223,13 @@ class TestRegistration:
         assert found.route == "pattern"
         self.check(found, matrix, 0.03, count)
 
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+    def test_a_list_without_stars_has_no_common_offset(self, order):
+        (a, _), _ = self.pair(np.array([[1.0, 0.0, 5.0], [0.0, 1.0, -9.0]]), n=20)
+        lists = [a, a[:0]]
+        with pytest.raises(RegistrationError, match="stars must be at least 1 in both lists, got"):
+            match_stars(*(lists[k] for k in order), "offset")
+
     @pytest.mark.parametrize("offset", [(0.0, 0.0), (40.0, -25.0)])
     def test_by_the_sky_with_a_wrong_pointing(self, offset):
         angle = 30.0

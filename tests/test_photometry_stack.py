@@ -390,6 +390,25 @@ def test_what_is_ready_serves_the_first_of_the_stars_alone(constant):
     same(measure(n - 1, slice(n - 1, n), ready), measure(n - 1, slice(n - 1, n)), 1e-12)
 
 
+def test_flags_of_a_star_without_a_flux_do_not_depend_on_others(constant):
+    """Half of the core of star 0 is masked, beside it lies what no PSF describes; it is measured first, last, alone."""
+    stack, (x, y) = constant.stack, np.rint(constant.positions[0]).astype(int)
+    difference, flags = stack.difference[:1].copy(), stack.flags[:1].copy()
+    difference[0, y - 4:y + 5, x + 1:x + 4] += 1e5
+    flags[0, y - 4:y + 5, x - 6:x + 1] |= PIXEL_FLAGS.bad
+
+    def measured(order):
+        found = forced_photometry(difference, stack.variance[:1], flags, constant.positions[order], PSF,
+                                  constant.noises()[:1], radius=4.0, stamp_size=15)
+        return {name: (one.flux[0, order.index(0)], one.flags[0, order.index(0)]) for name, one in found.items()}
+
+    alone = measured([0])
+    assert all(np.isnan(flux) and flag & SOURCE_FLAGS.masked_pixels for flux, flag in alone.values())
+    for order in ([0, 5, 6], [5, 6, 0]):
+        assert {name: flag for name, (_, flag) in measured(order).items()} == {
+            name: flag for name, (_, flag) in alone.items()}
+
+
 @pytest.mark.parametrize("spoilt", [0.0, -1.0, np.nan, np.inf])
 def test_variance_that_says_nothing_gives_no_flux(constant, spoilt):
     stack = constant.stack

@@ -85,7 +85,7 @@ def positions(stars: Table) -> NDArray[np.float64]:
 
 
 def median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median along the first axis; as `numpy.median` for finite values, in a fifth of its time where these are few."""
+    """Median along the first axis of one value or more; as `numpy.median` for finite ones, for few in less time."""
     ordered, last = np.sort(values, axis=0), len(values) - 1
     return (ordered[last // 2] + ordered[(last + 1) // 2]) / 2
 
@@ -202,6 +202,8 @@ def _by_offset(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray, max
 
 def _by_turns(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray) -> Pairs:
     """Common offset after the quarter turn or mirror that gives most pairs; unturned if that pairs half the stars."""
+    if not len(a) or not len(b):
+        raise RegistrationError(f"stars must be at least 1 in both lists, got {len(a)} and {len(b)}")
     a, b = a - median(a), b - median(b)
     reach = 2 * max(_reach(a), _reach(b))  # 0.75 of the side of an evenly filled square
     best: Pairs = (np.zeros(0, np.intp), np.zeros(0, np.intp))

@@ -199,7 +199,7 @@ class Block:
             spectra = {name: one if one is None or len(one) == 1 else one[:n] for name, one in spectra.items()}
         ok = {name: one.ok[:n] for name, one in verdicts.items()}
         fluxes, levers = part._fluxes(first, noise, spectra, ok, exact)
-        found = {name: _stated(xp, one, *fluxes[name], usable[:n]) for name, one in verdicts.items()}
+        found = {name: _stated(xp, one, *fluxes[name]) for name, one in verdicts.items()}
         leverage = xp.zeros(len(self.placed))
         leverage[:n] = xp.where(sum(ok.values()) > 0, levers, 0.0)
         return found, leverage
@@ -333,15 +333,18 @@ def _verdict(xp: Any, one: Weighted, usable: Any, limit: float) -> Verdict:
     return Verdict(usable & (lost <= limit) & ((flags & SOURCE_FLAGS.outside) == 0), flags, n_masked)
 
 
-def _stated(xp: Any, verdict: Verdict, flux: Any, variance: Any, excess: Any, usable: Any) -> ForcedFluxes:
-    """Fluxes and errors of the first stars, as far as they are to be stated; the others have none."""
-    n = len(flux)
-    flags = verdict.flags
-    flags[:n] |= xp.where(usable & ~xp.isfinite(flux), SOURCE_FLAGS.sets_kernel, 0).astype(xp.int32)
+def _stated(xp: Any, verdict: Verdict, flux: Any, variance: Any, excess: Any) -> ForcedFluxes:
+    """Fluxes and errors of the first stars, as far as they are to be stated; the others have none.
+
+    Nor have they flags of the fit, whatever stars stand beside them.
+    """
+    n, flags = len(flux), verdict.flags
+    could = verdict.ok[:n]
+    flags[:n] |= xp.where(could & ~xp.isfinite(flux), SOURCE_FLAGS.sets_kernel, 0).astype(xp.int32)
     if excess is not None:
         variance = variance * excess
-        flags[:n] |= xp.where(excess > _POOR_FIT, SOURCE_FLAGS.poor_fit, 0).astype(xp.int32)
-    ok = verdict.ok[:n] & (variance > 0)
+        flags[:n] |= xp.where(could & (excess > _POOR_FIT), SOURCE_FLAGS.poor_fit, 0).astype(xp.int32)
+    ok = could & (variance > 0)
     found = xp.full((2, len(flags)), xp.nan)
     found[0, :n] = xp.where(ok, flux, xp.nan)
     found[1, :n] = xp.sqrt(xp.where(ok, variance, xp.nan))

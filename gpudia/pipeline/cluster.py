@@ -24,6 +24,7 @@ try:
     import dask
     import distributed
     from distributed.comm.registry import get_backend
+    from tornado.ioloop import PeriodicCallback
 except ImportError as error:
     raise ConfigError("workers and dask must be left out where Dask is missing; install it with pip install "
                       "'gpudia[dask]'") from error
@@ -34,7 +35,7 @@ log = logging.getLogger("gpudia.pipeline")
 
 #: Seconds to wait for a scheduler to answer, and for it to have a worker.
 _ANSWER, _WORKER = 10, 60
-#: Seconds without a result after which it is looked whether there are workers.
+#: Seconds after which it is looked again whether there are workers.
 _PATIENCE = 20
 #: Tasks begun for each worker: one in work, one that waits for it.
 _AHEAD = 2
@@ -63,7 +64,7 @@ class Cluster(Executor):
 
     def __init__(self, address: str | None, workers: int, output: Path) -> None:
         self._output = output.resolve()
-        self._cluster = None if address else _local(workers)
+        self._cluster, self._again = None if address else _local(workers), None
         self._address = address or self._cluster.scheduler_address
         try:
             if address:
@@ -77,6 +78,9 @@ class Cluster(Executor):
         except BaseException:
             self.close()
             raise
+        if self._cluster is not None:
+            self._again = PeriodicCallback(self._start_again, 1000 * _PATIENCE)
+            self._cluster.loop.add_callback(self._again.start)
 
     def _check_workers(self) -> None:
         try:
@@ -92,6 +96,10 @@ class Cluster(Executor):
                 raise ConfigError(f"output must be on storage that all workers see, got {self._output}, which "
                                   f"{worker} does not")
         log.info("%d workers at %s", len(found), self._address)
+
+    def _start_again(self) -> None:
+        """Start workers of this machine that ended for good; whatever is waited for, a result on one of them, too."""
+        self._cluster.scale(len(self._cluster.worker_spec))
 
     def does_batches(self, _: int) -> bool:
         """Yes: each worker is there for as much as it can."""
@@ -136,14 +144,12 @@ class Cluster(Executor):
             place.unlink(missing_ok=True)
 
     def _next(self, finished: SimpleQueue[Any]) -> Any:
-        """Wait for a future that is done. Workers that were started here and ended for good, start again meanwhile."""
+        """Wait for a future that is done."""
         while True:
             try:
                 return finished.get(timeout=_PATIENCE)
             except Empty:
-                if self._cluster is not None:
-                    self._cluster.scale(len(self._cluster.worker_spec))
-                elif not self._client.nthreads():
+                if not self._client.nthreads():
                     log.warning("no workers at %s: waiting for one", self._address)
 
     def _result(self, future: Any) -> bytes | WorkerDied:
@@ -160,6 +166,8 @@ class Cluster(Executor):
 
     def close(self) -> None:
         """Leave the scheduler; end the workers that were started for this."""
+        if self._again is not None:
+            self._cluster.loop.add_callback(self._again.stop)
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()

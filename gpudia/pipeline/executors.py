@@ -101,7 +101,8 @@ class Readers(Executor):
     def frames_of_batch(self, most: int, n_frames: int) -> int:
         """Few enough on the CPU that no process has long to wait for the last: 8 frames take as long as 32, each."""
         share = max(_FEWEST, n_frames // (_ROUNDS * self._count))
-        return min(most, share) if active_backend().name == "numpy" else most
+        alone = active_backend().name == "numpy" and 2 * self._count >= cores()
+        return min(most, share) if alone else most
 
     def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
         """See `Executor.map`."""

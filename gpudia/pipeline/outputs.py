@@ -374,7 +374,8 @@ def _reference_hdus(backend: str, reference: RunReference, measures: Measures,
         "MJD": (cutout.mjd, "[d] mid-exposure, UTC"), "FWHM": (float(reference.look.quality.fwhm), "[pix]"),
         "APRADIUS": (float(measures.radius), "[pix] aperture"), "PSFKIND": (measures.psf.method, "how PSF was made"),
         "PSFSTARS": (measures.psf.n_stars, "stars that PSF was made of"),
-        "SCALEBIA": (reference.scale_bias, "expected bias of scales, by its noise"),
+        "SCALEBIA": (reference.scale_bias if math.isfinite(reference.scale_bias) else None,
+                     "expected bias of scales, by its noise"),
         **_member_cards(reference), **curves.zero_point.cards()})
     wcs = None if cutout.wcs is None else cutout.wcs.to_header(relax=True)
     hdus = fits.HDUList([fits.PrimaryHDU(header=cards)])
