@@ -298,8 +298,8 @@ def _safest_first(stars: Stars, which: NDArray[np.int64], noise: EpochNoise) -> 
 
     Those that are lost come last in their block: none of the work on the noise is done for them (`Block.measure`).
     """
-    if stars.backend.array_type is not np.ndarray:  # there all stars of a block are worked on
-        return which
+    if stars.backend.array_type is not np.ndarray or noise.covariance is None:
+        return which  # on a GPU all stars of a block are worked on; without a covariance there is little work
     half, around = noise.kernel_size // 2, stamp_side(stars.radius or _AROUND)
     inner = slice(half, -half or None)
     gone = np.ones(stars.shape, np.float32)
