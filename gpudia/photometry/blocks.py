@@ -15,7 +15,7 @@ from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.photometry.apertures import aperture_weights, stamp_side
 from gpudia.photometry.linear import EpochNoise, LinearVariance, NoiseUnder, WeightsSeen, finite, inner, transform_side
 from gpudia.photometry.psf import check_psf, shift_spectra, shifted_psf, smooth_profile, to_size
-from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, StampsOn, source_flags
+from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, StampsOn, rows_of, source_flags
 
 __all__ = ["Block", "Epoch", "Stars"]
 
@@ -168,7 +168,7 @@ class Block:
 
     def only(self, numbers: NDArray[np.int64] | slice) -> Block:
         """Return the same for some of the stars."""
-        other, which = copy.copy(self), numbers if isinstance(numbers, slice) else to_device(numbers, self.backend)
+        other, which = copy.copy(self), rows_of(numbers, self.backend)
         other.stars, other.placed = self.stars[numbers], self.placed.only(numbers)
         other.under = {name: under.only(numbers) for name, under in self.under.items()}
         for name in ("circle", "_spectra", "_fixed"):

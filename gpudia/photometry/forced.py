@@ -303,7 +303,7 @@ def _safest_first(stars: Stars, which: NDArray[np.int64], noise: EpochNoise) -> 
     half, around = noise.kernel_size // 2, stamp_side(stars.radius or _AROUND)
     inner = slice(half, -half or None)
     gone = np.ones(stars.shape, np.float32)
-    gone[inner, inner] = 0.0 if noise.reference is None else ~np.isfinite(noise.reference[inner, inner])
+    gone[inner, inner] = ~np.isfinite(noise.reference[inner, inner])
     gone = uniform_filter((uniform_filter(gone, 5) > _HOLE).astype(np.float32), around, mode="nearest")
     share = Stamps(stars.positions[which], 1).gather(gone)[:, 0, 0]
     return which[np.argsort(share, kind="stable")]

@@ -17,7 +17,7 @@ from scipy import fft
 
 from gpudia.backend import backend_of, to_device, to_host
 from gpudia.errors import InputError
-from gpudia.photometry.stamps import FloatArray, Stamps, StampsOn
+from gpudia.photometry.stamps import FloatArray, Stamps, StampsOn, rows_of
 
 __all__ = ["EpochNoise", "LinearVariance", "NoiseUnder", "finite", "inner", "linear_flux_variance", "transform_side"]
 
@@ -252,7 +252,7 @@ class NoiseUnder:
 
     def only(self, numbers: NDArray[np.int64] | slice) -> NoiseUnder:
         """Return the same for some of the stars."""
-        other, which = copy.copy(self), numbers if isinstance(numbers, slice) else to_device(numbers, self.backend)
+        other, which = copy.copy(self), rows_of(numbers, self.backend)
         other.stamps, other.kernel_terms = self.stamps.only(numbers), self.kernel_terms[which]
         if self._variance is not None:
             other._variance = self._variance[which]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gpudia.backend import Backend, to_device
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 
-__all__ = ["FloatArray", "ForcedFluxes", "Stamps", "StampsOn", "source_flags"]
+__all__ = ["FloatArray", "ForcedFluxes", "Stamps", "StampsOn", "rows_of", "source_flags"]
 
 FloatArray = NDArray[np.float64]
 
@@ -82,6 +82,11 @@ class Stamps:
         return Stamps(self.positions[which], self.size)
 
 
+def rows_of(numbers: NDArray[np.int64] | slice, backend: Backend) -> Any:
+    """What picks stars of an array of the backend: their numbers there, or a slice as it is, which copies nothing."""
+    return numbers if isinstance(numbers, slice) else to_device(numbers, backend)
+
+
 class StampsOn:
     """Stamps on frames of one shape, of a backend: a gather of pixels for all of them.
 
@@ -107,8 +112,7 @@ class StampsOn:
 
     def only(self, numbers: NDArray[np.int64] | slice) -> StampsOn:
         """Return the same for some of the stars."""
-        other = StampsOn(self.stamps[numbers], self.shape, self.backend)
-        which = numbers if isinstance(numbers, slice) else to_device(numbers, self.backend)
+        other, which = StampsOn(self.stamps[numbers], self.shape, self.backend), rows_of(numbers, self.backend)
         other._places = {margin: (flat[which], None if inside is None else inside[which])
                          for margin, (flat, inside) in self._places.items()}
         return other

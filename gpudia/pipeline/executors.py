@@ -94,15 +94,16 @@ class Readers(Executor):
 
     def does_batches(self, memory: int) -> bool:
         """On the CPU, where half of the free memory is enough: a GPU is best kept busy by one process."""
-        backend = active_backend()
-        enough = 2 * self._count >= cores() and self._count * memory <= backend.free_bytes() // 2
-        return backend.name == "numpy" and enough
+        return self._share_out() and self._count * memory <= active_backend().free_bytes() // 2
 
     def frames_of_batch(self, most: int, n_frames: int) -> int:
         """Few enough on the CPU that no process has long to wait for the last: 8 frames take as long as 32, each."""
         share = max(_FEWEST, n_frames // (_ROUNDS * self._count))
-        alone = active_backend().name == "numpy" and 2 * self._count >= cores()
-        return min(most, share) if alone else most
+        return min(most, share) if self._share_out() else most
+
+    def _share_out(self) -> bool:
+        """Whether these rather than one process that solves should use the cores: they are half of them or more."""
+        return active_backend().name == "numpy" and 2 * self._count >= cores()
 
     def map(self, task: Task, items: Sequence[Any], shared: bytes) -> Iterator[tuple[int, bytes | WorkerDied]]:
         """See `Executor.map`."""
