@@ -260,6 +260,7 @@ def endless(item, shared):
 @pytest.mark.parametrize("when", ["results are waited for", "processes are to end"])
 def test_an_interrupt_does_not_wait_for_what_processes_are_at(when):
     """The first one is told between results; whoever waits beyond that is interrupted at once."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without it
     executor = Readers(2)
     results = executor.map(endless, ["a", "b"], b"")
     if when == "processes are to end":
@@ -271,6 +272,7 @@ def test_an_interrupt_does_not_wait_for_what_processes_are_at(when):
     with pytest.raises(KeyboardInterrupt):
         executor.close() if when == "processes are to end" else next(results)
     executor.close()  # does not wait for them, either
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("first", [wrong, lethal])
