@@ -147,10 +147,11 @@ def _misfit(xp: Any, psf: Weighted, flux: Any) -> Any:
 
 def _corrected(xp: Any, parts: dict[str, LinearVariance], correction: Any) -> dict[str, LinearVariance]:
     """Parts of the variance with a better covariance, along the directions of the PSF fluxes."""
-    psf, *others = (part.rows.astype(xp.float64) for part in parts.values())  # "psf" is the first
+    psf, *others = (part.rows.astype(xp.float64) for part in parts.values())
     found, more = correction(psf, xp.concatenate(others) if others else psf[:0])
-    directions = [found, *more.reshape(len(others), *psf.shape)]
-    return {name: part.along(one) for (name, part), one in zip(parts.items(), directions, strict=True)}
+    fits = [inner(psf, found), *more.reshape(len(others), len(psf))]
+    return {name: part._replace(fit=fit, coordinates=rows, directions=found if name == "psf" else None)
+            for (name, part), rows, fit in zip(parts.items(), (psf, *others), fits, strict=True)}
 
 
 class _Leverage:

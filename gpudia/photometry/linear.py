@@ -55,8 +55,8 @@ class EpochNoise:
         Pixels that took part in the fit of the model. With it the leverage of the star on its own model is put right
         (see `LinearVariance`); without it the star counts as one that was not in the fit.
     correction : callable, optional
-        ``rows (D, n), more (E, n) -> (D, n), (E, n)``: where `covariance` is an estimate, a better one times some rows
-        g, and times more of them (see `gpudia.model.CovarianceCorrection`). Used for stars of high leverage.
+        ``rows (D, n), more (E, n) -> (D, n), (E,)``: where `covariance` is an estimate, a better one C times some rows
+        g, and h^T C h of more of them (see `gpudia.model.CovarianceCorrection`). Used for stars of high leverage.
 
     Raises
     ------
@@ -148,11 +148,7 @@ class LinearVariance(NamedTuple):
             return self
         known = _known(covariance)
         coordinates = known.coordinates(self.rows) if self.coordinates is None else self.coordinates
-        return self.along(known.times(coordinates), coordinates)
-
-    def along(self, directions: Any, coordinates: Any = None) -> LinearVariance:
-        """Return it with these directions: C g, or what belongs to coordinates other than g."""
-        coordinates = self.rows if coordinates is None else coordinates
+        directions = known.times(coordinates)
         return self._replace(fit=inner(coordinates, directions), coordinates=coordinates, directions=directions)
 
 
