@@ -204,10 +204,18 @@ def test_lacosmic_says_what_to_install(monkeypatch):
         flag_lacosmic(make_frame(exposure(), layout=layout()))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (40, 30)])
-def test_third_neighbours_are_those_of_a_rank_filter(shape):
-    from gpudia.images.defects import _RING, _third_neighbours
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (40, 30), (900, 80)])
+@pytest.mark.parametrize("least", [-3, 0, 2])
+def test_third_neighbours_are_those_of_a_rank_filter(shape, least):
+    """Of all pixels that exceed theirs by more than what is asked for; the largest image is taken in two parts."""
+    from gpudia.images.defects import _AT_A_TIME, _RING, _third_neighbours
 
+    assert np.prod(shape) < _AT_A_TIME or shape == (900, 80)
     image = np.random.default_rng(0).integers(0, 9, shape).astype(np.float32)  # with ties
-    low, high = (ndimage.rank_filter(image, rank, footprint=_RING, mode="nearest") for rank in (2, -3))
-    np.testing.assert_array_equal(_third_neighbours(image), [low, high])
+    high = ndimage.rank_filter(image, -3, footprint=_RING, mode="nearest")
+    at, third = _third_neighbours(image, np.full(shape, least, np.float32))
+    assert_array_equal(third, high[at])
+    found = np.zeros(shape, bool)
+    found[at] = True
+    assert not (found & ~(image - image.min() > least)).any()  # far too many would be no help
+    assert found[image - high > least].all()

@@ -129,7 +129,7 @@ def _read_parts(path: Path, layout: FrameLayout, region: Region | None, columns:
             with path.open("rb") as raw, _unzipped(raw) as file:
                 _refuse_absurd_sizes(file, path)
                 with fits.open(file, memmap=False) as hdus:
-                    parts = _collect(hdus, layout, region, columns, path)
+                    parts = _collect(hdus, file, layout, region, columns, path)
                     _refuse_cut_extension(hdus, file, path)
                     return parts
         except AstropyWarning as exc:
@@ -180,11 +180,15 @@ def _sizes_of_header(file: BinaryIO) -> list[tuple[str, int]]:
     return []
 
 
-def _collect(hdus: fits.HDUList, layout: FrameLayout, region: Region | None, columns: set[str], path: Path) -> _Parts:
+def _collect(
+    hdus: fits.HDUList, file: BinaryIO, layout: FrameLayout, region: Region | None, columns: set[str], path: Path
+) -> _Parts:
     image = _image_hdu(hdus, layout, path)
     shape = _plane_shape(image)
+    texts = {id(hdu): _standard_text(hdu, file) for hdu in (hdus[0], image)}
     there = whole_frame(shape) if region is None else region.inside(shape, path)
-    parts = _Parts(_pixels(image, there), _merged_header(hdus[0], image), there, wcs=_wcs_of(image.header, hdus))
+    parts = _Parts(_pixels(image, there), _merged_header(hdus[0], image, all(texts.values())), there,
+                   wcs=_wcs_of(image.header, hdus, texts[id(image)]))
     for hdu in hdus:
         if hdu is image:
             continue
@@ -200,6 +204,20 @@ def _collect(hdus: fits.HDUList, layout: FrameLayout, region: Region | None, col
         elif hdu is not hdus[0] and not _is_image(hdu):
             parts.wcs = _wcs_of(hdu.header, hdus) or parts.wcs
     return parts
+
+
+def _standard_text(hdu: Any, file: BinaryIO) -> str:
+    """Header of a plain image as it stands in the file, if all of its cards are standard; else nothing."""
+    info = hdu.fileinfo() if type(hdu) in (fits.PrimaryHDU, fits.ImageHDU) else None
+    if info is None or file.closed:
+        return ""
+    file.seek(info["hdrLoc"])
+    text = file.read(info["datLoc"] - info["hdrLoc"]).decode("latin-1")
+    return text if text.isascii() and _is_standard(text) else ""
+
+
+def _is_standard(text: str) -> bool:
+    return all(_STANDARD.fullmatch(text, at, at + _CARD) for at in range(0, len(text), _CARD))
 
 
 def _refuse_cut_extension(hdus: fits.HDUList, file: BinaryIO, path: Path) -> None:
@@ -260,40 +278,42 @@ def _image_hdu(hdus: fits.HDUList, layout: FrameLayout, path: Path) -> Any:
     return found[0]
 
 
-def _merged_header(primary: Any, image: Any) -> fits.Header:
-    """Cards of the primary header, updated by those of the image; without what describes the file's structure."""
+def _merged_header(primary: Any, image: Any, standard: bool) -> fits.Header:
+    """Cards of the primary header, updated by those of the image; without what describes the file's structure.
+
+    Where not all are standard those go that cannot be parsed: they would raise at every look.
+    """
     header = primary.header.copy(strip=True)
     if image is not primary:
         header.extend(image.header.copy(strip=True), update=True)
-    for at, card in reversed([*enumerate(header.cards)]):
+    for at, card in reversed([*enumerate(() if standard else header.cards)]):
         try:
             _ = card.value
-        except VerifyError:  # not to be parsed, and raised anew at every look
+        except VerifyError:
             del header[at]
     for key in ("BSCALE", "BZERO", "BLANK", "CHECKSUM", "DATASUM", "EXTNAME", "EXTVER"):
         header.remove(key, ignore_missing=True, remove_all=True)
     return header
 
 
-def _wcs_of(header: fits.Header, hdus: fits.HDUList) -> WCS | None:
-    """World coordinates of a header; None where there are none or wcslib refuses them."""
+def _wcs_of(header: fits.Header, hdus: fits.HDUList, text: str = "") -> WCS | None:
+    """World coordinates of a header, with its text if that is standard; None for none and where wcslib refuses them."""
     if "CTYPE1" not in header or "CTYPE2" not in header:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FITSFixedWarning)
         warnings.simplefilter("ignore", VerifyWarning)
         try:
-            text = header.tostring()
-            wcs = _plain_wcs(header, text) if _is_plain(header, text) else WCS(header, fobj=hdus, naxis=2)
+            plain = (text or _is_standard(header.tostring())) and _is_plain(header)
+            wcs = _plain_wcs(header, text or header.tostring()) if plain else WCS(header, fobj=hdus, naxis=2)
         except Exception:  # texts for numbers and numbers for texts, inconsistent distortions: astropy raises anything
             return None
     return wcs if wcs.has_celestial else None
 
 
-def _is_plain(header: fits.Header, text: str) -> bool:
-    """True for the header of a 2-D image, all of its cards standard, whose coordinates wcslib knows without help."""
-    return (all(_STANDARD.fullmatch(text, at, at + _CARD) for at in range(0, len(text), _CARD))
-            and header.get("NAXIS") == 2 and not any(map(_DISTORTED.match, header))
+def _is_plain(header: fits.Header) -> bool:
+    """True for the standard header of a 2-D image whose coordinates wcslib knows without help."""
+    return (header.get("NAXIS") == 2 and not any(map(_DISTORTED.match, header))
             and all(isinstance(name, str) and "TAB" not in name for name in (header["CTYPE1"], header["CTYPE2"])))
 
 
