@@ -4,10 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from gpudia.backend import to_device, to_host
 from gpudia.errors import InputError
 from gpudia.model import resample
+from gpudia.model.planes import smooth
 
 QUARTER_TURNS = {  # output (x, y) -> input (x, y) for a 40 x 50 output
     "identity": ([[1, 0, 0], [0, 1, 0]], lambda a: a),
@@ -116,6 +118,19 @@ def test_holes_spoil_their_neighbours_only(backend):
     assert out[19, 19]
     assert out[17:23, 17:23].sum() < 30
     assert not out[10:15, 10:15].any()
+
+
+def test_holes_take_the_binomial_mean_of_the_good_pixels_around_them(backend):
+    rng = np.random.default_rng(6)
+    planes, good = rng.normal(100, 5, (2, 20, 31)), rng.random((2, 20, 31)) < 0.6
+    good[1, :9, :9] = False
+    found = to_host(smooth(to_device(planes, backend), to_device(good, backend)))
+    weights = np.array([1, 4, 6, 4, 1.0])[:, None] * [1, 4, 6, 4, 1.0]
+    total, weight = (ndimage.correlate(p, weights[None], mode="constant")
+                     for p in (np.where(good, planes, 0), good.astype(float)))
+    np.testing.assert_allclose(found[weight > 0], (total / np.where(weight > 0, weight, 1))[weight > 0], rtol=1e-12)
+    assert (weight == 0).sum() >= 49  # these stay as they are
+    np.testing.assert_array_equal(found[weight == 0], planes[weight == 0])
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])

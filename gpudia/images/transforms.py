@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -178,11 +179,14 @@ class Registration:
         return min(ORIENTATIONS, key=lambda turn: float(np.sum((self.matrix[:, :2] - turn) ** 2)))
 
 
+@lru_cache(maxsize=16)
 def _lattice(region: Region, points: int = 9) -> NDArray[np.float64]:
     """Full-frame (x, y) of points x points positions over a region, its corners and its centre among them."""
     first, last = region.corners[0], region.corners[2]
     x, y = (np.linspace(first[k], last[k], points) for k in (0, 1))
-    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    positions = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    positions.flags.writeable = False  # shared by all frames of a run
+    return positions
 
 
 def identity_registration() -> Registration:

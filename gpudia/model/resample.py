@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from gpudia.backend import backend_of
+from gpudia.backend import backend_of, scalar
 from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS
 from gpudia.model.planes import smooth
@@ -80,17 +81,18 @@ def _one(image: Any, variance: Any, mask: Any, matrix: np.ndarray, shape: tuple[
     missing = True if mask.dtype.kind == "b" else int(PIXEL_FLAGS.no_data)
     bits = xp.where(xp.isfinite(image) & xp.isfinite(variance), mask, mask | missing)
     good = bits == 0
-    image = xp.where(good, image, 0).astype(kind)
+    image, variance = image.astype(kind), variance.astype(kind)
+    image[~good], variance[~good] = 0, 0
     # A hole must not ring: it takes the mean of its neighbours, and stays masked.
-    image = _framed(xp.where(good, image, smooth(image[None], good[None])[0]), xp)
-    variance = _framed(xp.where(good, variance, 0).astype(kind), xp)
-    bits = _framed(bits, xp)
+    image += smooth(image[None], good[None])[0] * ~good
+    image, variance, bits = (_framed(plane, xp) for plane in (image, variance, bits))
     bits[:1], bits[-1:], bits[:, :1], bits[:, -1:] = missing, missing, missing, missing
     taps = _taps(matrix, shape, bits.shape, kind, xp)
     squares = taps.squared()
-    data, noise = taps.sum(image), squares.sum(variance)
     area = _area(matrix, shape, xp)
-    return data * area, noise * area**2, taps.spoiled(bits, xp), noise / (sum(squares.wy) * sum(squares.wx)) * area**2
+    unit, noise = area / taps.plane(taps.total), taps.plane(squares.sum(variance))
+    source = noise / taps.plane(sum(squares.wy) * sum(squares.wx)) * area**2
+    return taps.plane(taps.sum(image)) * unit, noise * unit**2, taps.plane(squares.spoiled(bits, xp)), source
 
 
 def _framed(plane: Any, xp: Any) -> Any:
@@ -101,67 +103,89 @@ def _framed(plane: Any, xp: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Taps:
-    """Pixels that go into every output pixel: for tap (j, i) those that `take` gives, with weights wy[j] wx[i].
+    """Pixels that go into every output pixel: for tap (j, i) those that `take` gives, with weights wy[j] wx[i] / total.
 
-    `largest_y` and `largest_x` are bounds of the weights' absolute values.
+    All are rows of the pixels of a `grid`, the first columns of which are the output: one row after the other takes two
+    thirds of the time of planes in planes. `largest_y` and `largest_x` are bounds of the weights' absolute values, of
+    those with the sum one.
     """
 
     wy: list[Any]
     wx: list[Any]
+    total: Any
     largest_y: np.ndarray
     largest_x: np.ndarray
     take: Callable[[Any], Callable[[int, int], Any]]
+    grid: tuple[int, int]
+    width: int
 
     def squared(self) -> _Taps:
         """Return taps of the squares of these weights."""
-        return replace(self, wy=[w * w for w in self.wy], wx=[w * w for w in self.wx],
+        return replace(self, wy=[w * w for w in self.wy], wx=[w * w for w in self.wx], total=self.total**2,
                        largest_y=self.largest_y**2, largest_x=self.largest_x**2)
 
+    def plane(self, row: Any) -> Any:
+        """Pixels of the grid as the plane of the output."""
+        return row.reshape(self.grid)[:, :self.width]
+
     def sum(self, plane: Any) -> Any:
-        """Weighted sum over the taps."""
-        at, total = self.take(plane), 0
-        for j, along_y in enumerate(self.wy):
-            row = self.wx[0] * at(j, 0)
-            for i in range(1, len(self.wx)):
-                row += self.wx[i] * at(j, i)
-            row *= along_y
-            total = row + total
-        return total
+        """Sum over the taps, with weights that are not divided by their total."""
+        at = self.take(plane)
+        return _total(_total(w * at(j, i) for i, w in enumerate(self.wx)) * along_y
+                      for j, along_y in enumerate(self.wy))
 
     def spoiled(self, bits: Any, xp: Any) -> Any:
-        """Bits of the pixels whose coefficient is not negligible."""
-        at, found = self.take(bits), xp.zeros(self.wx[0].shape, dtype=bits.dtype)
-        wy, wx = ([xp.abs(w) for w in weights] for weights in (self.wy, self.wx))
-        for j, i in np.argwhere(np.outer(self.largest_y, self.largest_x) > _NEGLIGIBLE).tolist():
-            found |= at(j, i) * (wy[j] * wx[i] > _NEGLIGIBLE)
+        """Bits of the pixels whose coefficient is not negligible: for taps of squares."""
+        at, found, limit = self.take(bits), xp.zeros(self.total.shape, dtype=bits.dtype), _NEGLIGIBLE**2 * self.total
+        for j, i in np.argwhere(np.outer(self.largest_y, self.largest_x) > _NEGLIGIBLE**2).tolist():
+            found |= at(j, i) * (self.wy[j] * self.wx[i] > limit)
         return found
+
+
+def _total(planes: Iterator[Any]) -> Any:
+    """Sum of planes that are made for it, in the first of them."""
+    total = next(planes)
+    for plane in planes:
+        total += plane
+    return total
 
 
 def _taps(matrix: np.ndarray, shape: tuple[int, int], size: tuple[int, int], kind: Any, xp: Any) -> _Taps:
     """Taps of a map, on planes of shape `size` that `_framed` made: one pixel further on."""
-    y, x = xp.arange(shape[0], dtype=xp.float64)[:, None], xp.arange(shape[1], dtype=xp.float64)[None]
-    places = [_mapped(row, x, y) + 1 for row in matrix.tolist()][::-1]  # y, x
-    bounds = _bounds(matrix, shape)
+    shifts = matrix - np.eye(2, matrix.shape[1])
+    shifts[:, 2] += 1
+    bounds = _bounds(shifts, shape)
     if max(high - low for low, high in bounds) > _MOST_SPREAD:
-        return _scattered(places, size, kind, xp)
-    shifts = [range(math.floor(low) + 1 - _LOBES, math.floor(high) + _LOBES + 1) for low, high in bounds]
-    wy, wx = (_lanczos(place - index, low, high, taps, kind, xp)
-              for place, index, (low, high), taps in zip(places, (y, x), bounds, shifts, strict=True))
-    top_y, top_x = (_largest(low, high, taps) for (low, high), taps in zip(bounds, shifts, strict=True))
-    window = [_indices(taps[0], taps[-1] + n, limit, xp) for taps, n, limit in zip(shifts, shape, size, strict=True)]
+        return _scattered(matrix, shape, size, kind, xp)
+    whole = [math.floor(low) for low, _ in bounds]
+    shifts[:, 2] -= whole[::-1]  # few pixels are left, which float32 holds best
+    bounds = [(low - n, high - n) for (low, high), n in zip(bounds, whole, strict=True)]
+    taps = [range(1 - _LOBES, math.floor(high) + _LOBES + 1) for _, high in bounds]
+    grid = shape[0], shape[1] + len(taps[1]) - 1  # as wide as the pixels that are taken
+    y, x = xp.arange(grid[0], dtype=xp.float64)[:, None], xp.arange(grid[1], dtype=xp.float64)[None]
+    places = [_mapped(row, x, y) for row in shifts.tolist()][::-1]  # y, x
+    (wy, sum_y), (wx, sum_x) = (_lanczos(place.astype(kind).reshape(-1), low, high, some, xp)
+                                for place, (low, high), some in zip(places, bounds, taps, strict=True))
+    rows, columns = (_indices(n + some[0], n + some[-1] + length, limit, xp) for n, some, length, limit
+                     in zip(whole, taps, (grid[0] + 1, shape[1]), size, strict=True))  # the last row's last taps go on
 
     def take(plane: Any) -> Callable[[int, int], Any]:
-        around = plane[window[0]][:, window[1]]
-        return lambda j, i: around[j:j + shape[0], i:i + shape[1]]
+        around = plane[rows][:, columns].reshape(-1)
+        return lambda j, i: around[j * grid[1] + i:(j + grid[0]) * grid[1] + i]
 
-    return _Taps(wy, wx, top_y, top_x, take)
+    top_y, top_x = (_largest(math.floor(16 * low) / 16, math.ceil(16 * high) / 16, some)  # few, each made once
+                    for (low, high), some in zip(bounds, taps, strict=True))
+    return _Taps(wy, wx, sum_y * sum_x, top_y, top_x, take, grid, shape[1])
 
 
-def _scattered(places: list[Any], size: tuple[int, int], kind: Any, xp: Any) -> _Taps:
+def _scattered(matrix: np.ndarray, shape: tuple[int, int], size: tuple[int, int], kind: Any, xp: Any) -> _Taps:
     """Taps of any map: every pixel is looked up by itself."""
+    y, x = xp.arange(shape[0], dtype=xp.float64)[:, None], xp.arange(shape[1], dtype=xp.float64)[None]
+    places = [(_mapped(row, x, y) + 1).reshape(-1) for row in matrix.tolist()][::-1]  # y, x
     taps = range(1 - _LOBES, _LOBES + 1)
     whole = [xp.floor(place + 1e-9) for place in places]
-    wy, wx = (_lanczos(place - below, 0.0, 1.0, taps, kind, xp) for place, below in zip(places, whole, strict=True))
+    (wy, sum_y), (wx, sum_x) = (_lanczos((place - below).astype(kind), 0.0, 1.0, taps, xp)
+                                for place, below in zip(places, whole, strict=True))
     rows, columns = ([_clipped(below.astype(xp.int64) + t, n, xp) for t in taps]
                      for below, n in zip(whole, size, strict=True))
     largest = _largest(0.0, 1.0, taps)
@@ -170,7 +194,7 @@ def _scattered(places: list[Any], size: tuple[int, int], kind: Any, xp: Any) -> 
         flat = plane.reshape(-1)
         return lambda j, i: flat[rows[j] * size[1] + columns[i]]
 
-    return _Taps(wy, wx, largest, largest, take)
+    return _Taps(wy, wx, sum_y * sum_x, largest, largest, take, shape, shape[1])
 
 
 def _indices(first: int, stop: int, limit: int, xp: Any) -> Any:
@@ -182,44 +206,46 @@ def _clipped(index: Any, limit: int, xp: Any) -> Any:
     return xp.minimum(xp.maximum(index, 0), limit - 1)
 
 
-def _lanczos(displacement: Any, low: float, high: float, taps: range, kind: Any, xp: Any) -> list[Any]:
-    """Weights of whole-pixel taps for displacements between `low` and `high`, of sum one; 0 and 1 on a pixel.
+def _lanczos(displacement: Any, low: float, high: float, taps: range, xp: Any) -> tuple[list[Any], Any]:
+    """Weights of whole-pixel taps for displacements between `low` and `high`, and their sum; 0 and 1 on a pixel.
 
-    Lanczos' sinc(u) sinc(u/3), u = displacement - tap, of which sin(pi u) is common to all taps but for its sign, and
-    sin(pi u/3) to those three pixels apart.
+    Lanczos' sinc(u) sinc(u/3), u = displacement - tap, of which sin(pi u) is common to all taps but for its sign and
+    left out, and sin(pi u/3) is common to those three pixels apart.
     """
     nearest = xp.floor(displacement + 0.5)
-    on_pixel = xp.abs(displacement - nearest) < (1e-6 if kind == xp.float32 else 1e-9)
-    d = xp.where(on_pixel, nearest, displacement).astype(kind)
-    sine, cosine = (f(d * (math.pi / _LOBES)) * ~on_pixel for f in (xp.sin, xp.cos))
-    waves = [sine * math.cos(math.pi * t / _LOBES) - cosine * math.sin(math.pi * t / _LOBES) for t in range(_LOBES)]
+    on_pixel = xp.abs(displacement - nearest) < (1e-6 if displacement.dtype == xp.float32 else 1e-9)
+    exact = bool(scalar(on_pixel.any()))
+    d = xp.where(on_pixel, nearest + 0.5, displacement) if exact else displacement  # no u is zero
+    sine, cosine = (f(d * (math.pi / _LOBES)) for f in (xp.sin, xp.cos))
+    waves = [sine] + [sine * math.cos(math.pi * t / _LOBES) - cosine * math.sin(math.pi * t / _LOBES)
+                      for t in range(1, _LOBES)]
     weights = []
     for t in taps:
         u = d - t
-        weight = waves[t % _LOBES] / (u * u + 1e-30)  # signs: (-1)^t of sin(pi u), and of sin(pi u/3) every three
+        weight = waves[t % _LOBES] / (u * u)  # signs: (-1)^t of sin(pi u), and of sin(pi u/3) every three
         if t % 2 != t // _LOBES % 2:
             weight = -weight
-        if math.floor(low) <= t <= math.ceil(high):
-            weight = weight + (on_pixel & (u == 0))
         if not (t - _LOBES < low and high < t + _LOBES):
             weight = weight * (xp.abs(u) < _LOBES)
+        if exact:
+            weight = xp.where(on_pixel, nearest == t, weight)
         weights.append(weight)
-    total = sum(weights)
-    return [w / total for w in weights]
+    return weights, sum(weights)
 
 
+@lru_cache(maxsize=1000)
 def _largest(low: float, high: float, taps: range) -> np.ndarray:
     """Largest absolute weight of every tap for displacements in a range; a margin for what lies between samples."""
-    samples = np.linspace(low, high, 65)
-    return np.array([np.abs(w).max() for w in _lanczos(samples, low, high, taps, np.float64, np)]) + 0.01
+    weights, total = _lanczos(np.linspace(low, high, 65), low, high, taps, np)
+    return np.abs(weights / total).max(axis=1) + 0.01
 
 
-def _bounds(matrix: np.ndarray, shape: tuple[int, int]) -> list[tuple[float, float]]:
-    """Least and largest shift in y and in x, on the planes that `_framed` made: from a grid, on the host."""
+def _bounds(shifts: np.ndarray, shape: tuple[int, int]) -> list[tuple[float, float]]:
+    """Least and largest shift in y and in x: from a grid, on the host."""
     y, x = np.linspace(0, shape[0] - 1, 33)[:, None], np.linspace(0, shape[1] - 1, 33)[None]
-    shifts = [_mapped(row, x, y) + 1 - index for row, index in zip(matrix.tolist(), (x, y), strict=True)][::-1]
-    bend = 0.0 if matrix.shape[1] == 3 else 0.05  # between the grid's points
-    return [(float(s.min()) - bend, float(s.max()) + bend) for s in shifts]
+    found = [_mapped(row, x, y) for row in shifts.tolist()][::-1]
+    bend = 0.0 if shifts.shape[1] == 3 else 0.05  # between the grid's points
+    return [(float(s.min()) - bend, float(s.max()) + bend) for s in found]
 
 
 def _mapped(row: list[float], x: Any, y: Any) -> Any:

@@ -79,13 +79,12 @@ class PreparedBatch:
 
 def resampled(registration: Registration, region: Region, config: RunConfig) -> bool:
     """Whether a frame is to be interpolated: by the settings, or since no kernel absorbs what a shift leaves."""
-    if config.resample != "auto":
-        return config.resample == "always"
-    return _left_by_shift(registration, region) > _absorbed(config)
+    return _interpolated(registration.displacement(region, registration.orientation()), config)
 
 
-def _left_by_shift(registration: Registration, region: Region) -> float:
-    return registration.displacement(region, registration.orientation())
+def _interpolated(left: float, config: RunConfig) -> bool:
+    """Whether a frame of which a shift leaves so many pixels is to be interpolated."""
+    return left > _absorbed(config) if config.resample == "auto" else config.resample == "always"
 
 
 def _absorbed(config: RunConfig) -> float:
@@ -106,7 +105,8 @@ def prepare(frame: Frame | Callable[[Region], Frame], registration: Registration
     """
     centre = np.array(region.centre)
     turn = registration.orientation()
-    interpolate, left = resampled(registration, region, config), _left_by_shift(registration, region)
+    left = registration.displacement(region, turn)
+    interpolate = _interpolated(left, config)
     flags = FRAME_FLAGS.resampled if interpolate else 0
     if not interpolate and left > _absorbed(config):
         if left > _HOPELESS:
@@ -216,9 +216,8 @@ def _mapped(prepared: Prepared, shape: tuple[int, int], backend: Backend) -> tup
     matrix = np.asarray(prepared.matrix)[None]
     out = resample(data, variance, bits, matrix, shape)
     kept = out.mask[0] & (PIXEL_FLAGS.saturated | PIXEL_FLAGS.no_data)  # other bad pixels are just bad when spread
-    mask = xp.where(out.mask[0] != 0, kept | PIXEL_FLAGS.bad, 0).astype(xp.uint8)
-    ratio = out.source_variance[0] / xp.where(out.variance[0] > 0, out.variance[0], 1.0)
+    mask = kept | (out.mask[0] != 0).astype(xp.uint8) * PIXEL_FLAGS.bad
     variance = xp.where(out.variance[0] > 0, out.variance[0], 1.0)
-    return out.data[0], variance, mask, ratio if prepared.interpolated else None
+    return out.data[0], variance, mask, out.source_variance[0] / variance if prepared.interpolated else None
 
 
