@@ -9,12 +9,14 @@ from astropy.stats import sigma_clip
 from conftest import star_field
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 
 from gpudia import RunConfig
 from gpudia.errors import ConfigError, DataWarning, FrameError, InputError
 from gpudia.flags import FRAME_FLAGS
 from gpudia.images import FrameLayout, estimate_variance, make_frame, read_frame, sky_and_noise
+from gpudia.images.smoothing import gaussian, smoothed
 
 SHAPE = (192, 200)
 SKY, GAIN, READ_NOISE = 500.0, 2.0, 8.0
@@ -204,3 +206,21 @@ def test_the_variance_of_an_absurd_gain_is_a_number(gain):
     found = estimate_variance(data, gain=gain, read_noise=5.0)
     assert np.isfinite(found).all()
     assert (found > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (31, 33), (70, 64), (100, 200)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_smoothing_is_that_of_scipy(shape, dtype):
+    """But for rounding, which is at most so many times that of the largest value as there are terms (39 an axis)."""
+    image = np.random.default_rng(1).normal(100, 30, shape).astype(dtype)
+    image[shape[0] // 2, shape[1] // 3] = 60000
+    rounding = 2 * 39 * np.finfo(dtype).eps * 60000
+    for sigma in (0.8, 2.0, 6.3):
+        kernel = gaussian(sigma, int(3 * sigma + 0.5))
+        assert_allclose(kernel.sum(), 1, rtol=1e-14)
+        expected = ndimage.gaussian_filter(image.astype(float), sigma, truncate=3.0)
+        assert_allclose(smoothed(image, kernel), expected, rtol=0, atol=rounding)
+    expected = 25 * ndimage.uniform_filter(image.astype(float), size=5)
+    assert_allclose(smoothed(image, np.ones(5)), expected, rtol=0, atol=25 * rounding)
+    assert_array_equal(smoothed(np.ones(shape, dtype), np.ones(3)), np.full(shape, 9))
+    assert smoothed(image, np.ones(3)).dtype == dtype

@@ -368,26 +368,8 @@ def test_what_is_ready_serves_the_next_stack_and_other_stars_of_it(constant):
     blocks = dict(ready)
     assert blocks
     same(measure(slice(2, 4), ready, stamp_size=[15, 13]), measure(slice(2, 4), stamp_size=[15, 13]), 1e-12)
-    assert all(ready[key] is block for key, block in blocks.items() if key[0] != "again")
+    assert all(ready[key] is block for key, block in blocks.items())
     assert len(ready) > len(blocks)
-
-
-def test_what_is_ready_serves_the_first_of_the_stars_alone(constant):
-    """First the last star alone is bright, then, without it, the first one."""
-    stack, noises, order = constant.stack, constant.noises()[:2], np.argsort(-constant.flux)
-    positions, ready = constant.positions[np.append(order[1:], order[0])], {}
-
-    def measure(count, masked, ready=None):
-        flags = stack.flags[:2].copy()
-        for x, y in positions[masked].round().astype(int):
-            flags[:, max(y - 5, 0):y + 6, max(x - 5, 0):x + 6] |= PIXEL_FLAGS.bad
-        return forced_photometry(stack.difference[:2], stack.variance[:2], flags, positions[:count], PSF, noises,
-                                 radius=4.0, stamp_size=15, ready=ready)
-
-    n = len(positions)
-    measure(n, slice(0, n - 1), ready)
-    assert [key for key in ready if key[0] == "again"]
-    same(measure(n - 1, slice(n - 1, n), ready), measure(n - 1, slice(n - 1, n)), 1e-12)
 
 
 def test_flags_of_a_star_without_a_flux_do_not_depend_on_others(constant):

@@ -10,7 +10,6 @@ import numpy as np
 from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial import KDTree
 
 from gpudia.errors import DataWarning, InputError
@@ -18,6 +17,7 @@ from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.images.centroids import Shapes, measure_shapes
 from gpudia.images.cutouts import Region, shifted_wcs
 from gpudia.images.frames import Frame
+from gpudia.images.smoothing import gaussian, smoothed
 
 __all__ = ["USED_BY_RUNS", "FrameQuality", "catalog_of", "detect_stars", "frame_quality"]
 
@@ -118,7 +118,7 @@ def detect_stars(frame: Frame, max_stars: int = 5000, threshold: float = 5.0, fw
 def _peaks(image: NDArray, noise: NDArray, usable: NDArray, fwhm: float, threshold: float) -> NDArray[np.intp]:
     """Positions (row, column) of significant local maxima of the filtered image, most significant first."""
     sigma = fwhm / 2.3548
-    smooth = ndimage.gaussian_filter(image.astype(np.float32), sigma, truncate=3.0)
+    smooth = smoothed(image.astype(np.float32, copy=False), gaussian(sigma, int(3 * sigma + 0.5)))
     # A normalised Gaussian filter lowers white noise by 2 sqrt(pi) sigma.
     significance = smooth * (2 * math.sqrt(math.pi) * sigma) / noise
     found = np.column_stack(divmod(np.flatnonzero(_tops(smooth) & (significance > threshold) & usable), image.shape[1]))

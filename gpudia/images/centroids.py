@@ -84,15 +84,15 @@ def measure_shapes(
         sums = _moments(some, offsets, here, sigma, 1).reshape(-1, 4)  # of 1, dx, dy, dx dy
         with np.errstate(divide="ignore", invalid="ignore"):
             step = 2 * sums[:, 1:3] / sums[:, :1]
-        step[~np.isfinite(step)] = np.inf
-        here = here + np.maximum(np.minimum(step, 0.5 * fwhm, out=step), -0.5 * fwhm, out=step)
-        centre[moving] = here
+        here = here + np.fmax(np.fmin(step, 0.5 * fwhm, out=step), -0.5 * fwhm, out=step)
         far, near = np.abs(step) > 1e-4, np.abs(here) < fwhm
         go_on = np.flatnonzero((far[:, 0] | far[:, 1]) & near[:, 0] & near[:, 1])
         if len(go_on) < len(moving):
+            centre[moving] = here
             moving, some, here = moving[go_on], some[go_on], here[go_on]
         if not len(moving):
             break
+    centre[moving] = here
     failed = (np.abs(centre) >= fwhm).any(axis=1)
     failed[moving] = True
     return _shapes(peaks, centre, failed, stamps, noise, ok, offsets, sigma)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from gpudia.errors import InputError
+from gpudia.images.smoothing import smoothed
 
 __all__ = [
     "NOISE_SOURCES",
@@ -93,15 +94,17 @@ def _mesh_values(image: NDArray) -> tuple[NDArray, NDArray, NDArray]:
 
     Meshes with too few good pixels take the median of the others.
     """
-    difference = np.diff(np.diff(np.pad(image, 1, mode="edge"), 2, axis=0), 2, axis=1) / 6
-    pixels, rough = _meshes(image), _meshes(np.abs(difference))  # differences that touch no masked pixel
-    enough = np.isfinite(rough).mean(axis=-1) > 0.25
+    difference = np.diff(np.diff(np.pad(image, 1, mode="edge"), 2, axis=0), 2, axis=1)
+    difference /= 6
+    pixels, rough = _meshes(image), _meshes(np.abs(difference, out=difference))
+    count = np.count_nonzero(np.isfinite(rough), axis=-1)  # of differences that touch no masked pixel
+    enough = count > 0.25 * rough.shape[-1]
     if not enough.any():  # hardly a good pixel anywhere: take whatever there is
         enough = np.isfinite(pixels).any(axis=-1)
         rough = np.where(np.isnan(rough), np.abs(pixels - np.nanmedian(pixels)), rough)
+        count = np.isfinite(rough).sum(axis=-1)
     median, mean, spread = _clipped(pixels[enough])
-    rough = np.sort(rough[enough], axis=-1)
-    noise = 1.4826 * _middle(rough, 0, np.isfinite(rough).sum(axis=-1))
+    noise = 1.4826 * _middle(np.sort(rough[enough], axis=-1), 0, count[enough])
     maps = []
     for values in (2.5 * median - 1.5 * mean, spread, noise):
         maps.append(np.full(enough.shape, np.median(values)))
@@ -218,9 +221,8 @@ def estimate_variance(
         variance = np.maximum(variance, read)
     if gain > 0:
         good = np.isfinite(data) if mask is None else np.isfinite(data) & ~mask
-        excess = ndimage.uniform_filter(np.where(good, data - sky, 0.0), size=3)
-        share = ndimage.uniform_filter(good.astype(np.float32), size=3)
-        excess = excess / np.maximum(share, 1 / 9)
+        box = np.ones(3)
+        excess = smoothed(np.where(good, data - sky, 0.0), box) / np.maximum(smoothed(good.astype(np.float32), box), 1)
         with np.errstate(over="ignore"):
             if source == "header":
                 variance = np.maximum(sky + excess, 1 / gain) / gain + read
@@ -373,7 +375,7 @@ def unexposed(data: NDArray, good: NDArray[np.bool_], sky: float, noise: float) 
     else:
         found = np.zeros_like(zero)
     if sky > 10 * noise:
-        smooth = ndimage.uniform_filter(data.astype(np.float32), size=5)
+        smooth = smoothed(data.astype(np.float32, copy=False), np.full(5, 0.2))
         dark = smooth < 0.6 * sky
         dark = _touching(_large(dark, 200)) if np.count_nonzero(dark) >= 200 else np.zeros_like(dark)
         if dark.any():

@@ -93,17 +93,18 @@ class CovarianceCorrection:
         rows : array (D, n), float64
             g, in the order and units of the covariance. Their directions are corrected.
         more : array (E, n), float64
-            Other rows; N^-1 is that of `rows` as far as they lie in the same span.
+            Other rows h; N^-1 is that of `rows` as far as they lie in the same span.
 
         Returns
         -------
-        found, found_more : array (D, n), (E, n)
+        found : array (D, n)
             N^-1 g with N of the fit's last pass; C g where that cannot be said.
+        sizes : array (E,)
+            h^T N^-1 h.
         """
         xp, given = self._design.xp, self._plan.given
         weights = self._plan.weights_of(stack, image)
-        solved = given.shared.solved(xp.concatenate([rows, more]))
-        x = solved[:len(rows)]
+        x = given.shared.solved(rows)
         q = (rows * x).sum(axis=1)
         size = xp.sqrt(xp.where(q > 0, q, 1.0))
         x = x / size[:, None]  # the diagonal of X^T N X is then about as large for all
@@ -122,9 +123,10 @@ class CovarianceCorrection:
             matrix + ridge * xp.diagonal(matrix).mean() for matrix in (exact, usual * inner)]))
         if not scalar(ok.all()):
             covariance = given.estimate(stack.covariance_terms[image]).matrix()
-            return rows @ covariance, more @ covariance
-        change = inverses[0] - inverses[1]
-        return (inverses[0] @ seen).T @ x, solved[len(rows):] / usual + (change @ (x @ more.T)).T @ x
+            return rows @ covariance, (more @ covariance * more).sum(axis=1)
+        others = x @ more.T
+        change = (((inverses[0] - inverses[1]) @ others) * others).sum(axis=0)
+        return (inverses[0] @ seen).T @ x, given.shared.sizes(more) / usual + change
 
     def _model(self, a: Any) -> Any:
         """U a at the bright pixels: coefficients (D, n) to (D, P)."""

@@ -76,6 +76,12 @@ class SharedCovariance:
         found = self.coordinates(single)[:, :-1] @ self._in(single.dtype)[0].T
         return found.astype(rows.dtype)
 
+    def sizes(self, rows: Any) -> Any:
+        """g^T C g of rows (S, n), computed in single precision, (S,) in the dtype of the rows."""
+        found = self.coordinates(rows.astype(np.float32))[:, :-1]
+        other = found if self.factor is not None else found @ self._in(found.dtype)[0]
+        return self._xp.einsum("ij,ij->i", found, other).astype(rows.dtype)
+
     def times(self, coordinates: Any, s: Any, t: Any) -> Any:
         """What the inner product with coordinates (S, n + 1) makes g^T (s C + t v v^T) h of, (S, n + 1)."""
         xp, n = self._xp, len(self.vector)

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpudia.backend import Backend, to_device
+from gpudia.backend import Backend, to_device, to_host
 from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.photometry.apertures import aperture_weights, stamp_side
-from gpudia.photometry.linear import EpochNoise, LinearVariance, NoiseUnder, WeightsSeen, finite, inner, transform_side
+from gpudia.photometry.leverage import HIGH, Strong, Under, Verdict, Weighted, each, fluxes_of, picked, stated
+from gpudia.photometry.linear import EpochNoise, NoiseUnder, WeightsSeen, finite, transform_side
 from gpudia.photometry.psf import check_psf, shift_spectra, shifted_psf, smooth_profile, to_size
 from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, StampsOn, rows_of, source_flags
 
@@ -21,12 +22,6 @@ __all__ = ["Block", "Epoch", "Stars"]
 
 #: A masked pixel raises a flag where the PSF has this share of its peak or more (squared, as it counts in the flux).
 _FAINT = 0.01**2
-#: What the kernel must leave of a change of the star's flux: with less, the star decides on the kernel alone.
-_LEFT = 0.02
-#: chi^2 of the PSF's fit counts as that of noise up to so many sigma: pixels are correlated, fewer independent.
-_CHI2_SIGMA = 5.0
-#: Excess of chi^2 from which on the fit is called poor: errors are then 1.4 times what noise makes them, or more.
-_POOR_FIT = 2.0
 #: Share of the information that a smooth profile has to keep of the PSF's.
 _ALIKE = 0.97
 
@@ -82,56 +77,10 @@ class Stars:
         return some
 
 
-class Under(NamedTuple):
-    """Pixels under some stars on one image, (S, m, m).
-
-    Values of the difference, its inverse variance and variance (all 0 where ignored), good ones, bits, the image's own
-    variance, and which took part in the fit of the model (None: not known).
-    """
-
-    values: Any
-    inverse: Any
-    variance: Any
-    good: Any
-    bits: Any
-    own: Any
-    fitted: Any
-
-    def within(self, size: int) -> Under:
-        """Return the same on smaller stamps."""
-        return Under(*(None if plane is None else _within(plane, size) for plane in self))
-
-    def first(self, n: int) -> Under:
-        """Return the same for the first stars."""
-        return Under(*(None if plane is None else plane[:n] for plane in self))
-
-
 def _within(stamps: Any, size: int) -> Any:
     """The middle of stamps."""
     first = (int(stamps.shape[-1]) - size) // 2
     return stamps[:, first:first + size, first:first + size]
-
-
-class Weighted(NamedTuple):
-    """A linear measure of some stars, (S, m, m): pixels, their weights, what each counts, which flag, the PSF."""
-
-    pixels: Under
-    weights: Any
-    counts: Any
-    matters: Any
-    light: Any
-
-    def first(self, n: int) -> Weighted:
-        """Return the same for the first stars."""
-        return Weighted(self.pixels.first(n), *(None if plane is None else plane[:n] for plane in self[1:]))
-
-
-class Verdict(NamedTuple):
-    """Which stars a measure can be had of, (S,), their flags and numbers of ignored pixels."""
-
-    ok: Any
-    flags: Any
-    n_masked: Any
 
 
 class Block:
@@ -174,17 +123,16 @@ class Block:
         for name in ("circle", "_spectra", "_fixed"):
             whole = getattr(self, name)
             setattr(other, name, None if whole is None else whole[which])
-        other._seen = None if self._seen is None else self._seen.map(lambda part: part[which])
+        other._seen = picked(self._seen, which)
         return other
 
-    def measure(self, epoch: Epoch, limits: dict[str, float],
-                exact: bool = False) -> tuple[dict[str, ForcedFluxes], Any]:
-        """Fluxes (S,) of each measure on one image, and the leverage of its stars (0 of those that have no flux)."""
+    def measure(self, epoch: Epoch, limits: dict[str, float]) -> tuple[dict[str, ForcedFluxes], Any, Strong | None]:
+        """Fluxes (S,) of each measure on one image; numbers of the stars of high leverage, and more about these."""
         xp, noise, pixels, light = self.xp, epoch.noise, self._pixels(epoch), self._fixed
         spectra: dict[str, Any] = dict.fromkeys(limits)
         usable = xp.ones(len(self.placed), dtype=bool)
         if noise.kernel is not None:
-            kernels = {name: self.under[name].kernel_spectra(noise.kernel) for name in limits}
+            kernels = {name: self.under[name].kernel_spectra(noise) for name in limits}
             spectra, scale = {name: one[0] for name, one in kernels.items()}, next(iter(kernels.values()))[1]
             usable = usable & (scale > 0)
             if self._spectra is not None:
@@ -193,16 +141,10 @@ class Block:
                     for name in limits}
         verdicts = {name: _verdict(xp, one, usable, limits[name]) for name, one in measures.items()}
         n = self._worth_it(verdicts)
-        part, first = self, measures
-        if n < len(self.placed):
-            part, first = self.only(slice(n)), {name: one.first(n) for name, one in measures.items()}
-            spectra = {name: one if one is None or len(one) == 1 else one[:n] for name, one in spectra.items()}
-        ok = {name: one.ok[:n] for name, one in verdicts.items()}
-        fluxes, levers = part._fluxes(first, noise, spectra, ok, exact)
-        found = {name: _stated(xp, one, *fluxes[name]) for name, one in verdicts.items()}
-        leverage = xp.zeros(len(self.placed))
-        leverage[:n] = xp.where(sum(ok.values()) > 0, levers, 0.0)
-        return found, leverage
+        part = self if n == len(self.placed) else self.only(slice(n))
+        found, *strong = part._fluxes(noise, picked(verdicts, slice(n)), picked(measures, slice(n)),
+                                      {name: _spectra_of(one, slice(n)) for name, one in spectra.items()})
+        return {name: stated(xp, verdict, *found[name]) for name, verdict in verdicts.items()}, *strong
 
     def _worth_it(self, verdicts: dict[str, Verdict]) -> int:
         """How many stars are worth the work on the noise: all up to the last one of which a measure can be had."""
@@ -211,34 +153,34 @@ class Block:
         some = np.flatnonzero(np.any([one.ok for one in verdicts.values()], axis=0))
         return int(some[-1]) + 1 if some.size else 0
 
-    def _fluxes(self, measures: dict[str, Weighted], noise: EpochNoise, spectra: dict[str, Any], ok: dict[str, Any],
-                exact: bool) -> tuple[dict[str, tuple[Any, Any, Any]], Any]:
-        """Flux, variance and chi^2 excess (None: not looked at) of each measure, (S,), and the stars' leverage.
+    def _of(self, which: Any, verdicts: dict[str, Verdict], measures: dict[str, Weighted],
+            spectra: dict[str, Any]) -> tuple[dict[str, Verdict], dict[str, Weighted], dict[str, Any]]:
+        """The same for some of the stars; of spectra for all of them nothing is picked."""
+        return (*each(lambda array: array[which], (verdicts, measures)),
+                {name: one if one is None or len(one) == 1 else one[which] for name, one in spectra.items()})
 
-        Right for those stars only of which the measure can be had.
-        """
-        source = {name: name for name in measures}
-        if "psf" in measures and self.stars.convolved:
-            # the pull on the model is that of the PSF itself: where it is high its own weights are needed, too
-            source["psf"] = "quiet" if exact else "psf"
-            measures = measures | {source["psf"]: self._quiet(measures["psf"])}
+    def _fluxes(self, noise: EpochNoise, verdicts: dict[str, Verdict], measures: dict[str, Weighted],
+                spectra: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.int64], Strong | None]:
+        """What `fluxes_of` finds, the numbers of the stars of high leverage, and these."""
+        used = measures | {"psf": self._quiet(measures["psf"])} if self.stars.convolved else measures
         parts = {}
-        for name, one in measures.items():
-            where = "psf" if name == "quiet" else name
-            parts[name] = self.under[where].variance(one.weights, one.pixels.own, noise, spectra[where],
-                                                     self._weights_seen(where, one, noise, ok[where]))
-        if exact and noise.correction is not None and noise.covariance is not None:
-            parts = _corrected(self.xp, parts, noise.correction)
-        else:
-            parts = {name: part.with_covariance(noise.covariance) for name, part in parts.items()}
-        lever = _Leverage(self.xp, noise, measures, parts)
-        found = {}
-        for name, origin in source.items():
-            one = measures[origin]
-            flux = (one.weights * one.pixels.values).sum(axis=(1, 2)).astype(self.xp.float64)
-            excess = self._misfit(one, flux) if name == "psf" and self.stars.convolved else None
-            found[name] = (*lever.put_right(origin, flux), excess)
-        return found, lever.of_psf
+        for name, one in used.items():
+            seen = self._weights_seen(name, one, noise, verdicts[name].ok)
+            part = self.under[name].variance(one.weights, one.pixels.own, noise, spectra[name], seen)
+            parts[name] = part.with_covariance(noise.covariance)
+        found, leverage = fluxes_of(self.xp, noise, used, parts, self.stars.convolved)
+        could = sum(verdict.ok for verdict in verdicts.values())
+        high = np.flatnonzero(to_host((leverage > HIGH) & (could > 0)))
+        if not high.size:
+            return found, high, None
+        which = rows_of(high, self.backend)
+        used, parts = picked(used, which), picked(parts, which)
+        if self.stars.convolved:  # the pull on the model is that of the PSF itself, of which its own weights tell
+            psf, under = picked(measures["psf"], which), self.under["psf"].only(high)
+            own = under.variance(psf.weights, psf.pixels.own, noise, _spectra_of(spectra["psf"], which),
+                                 under.see(psf.weights, noise)).with_covariance(noise.covariance)
+            used, parts = used | {"psf": psf, "quiet": used["psf"]}, parts | {"psf": own, "quiet": parts["psf"]}
+        return found, high, Strong(picked(verdicts, which), used, parts)
 
     def _convolved(self, kernel_spectra: Any, scale: Any) -> Any:
         """The epoch's PSF at each star on its stamp."""
@@ -288,7 +230,7 @@ class Block:
         """Weights c, or c / c^T phi with a PSF."""
         xp, circle = self.xp, self.circle
         size = int(circle.shape[-1])
-        pixels, inside = pixels.within(size), circle > 0
+        pixels, inside = each(lambda plane: _within(plane, size), pixels), circle > 0
         weights = xp.where(pixels.good, circle, 0.0)
         if light is None:
             return Weighted(pixels, weights, circle, inside, light)
@@ -304,7 +246,7 @@ class Block:
             return under.see(one.weights, noise)
         centre = int(self.circle.shape[-1]) // 2
         factor = one.weights[:, centre, centre] / self.circle[:, centre, centre]
-        seen = self._seen.map(lambda part: part * factor.reshape(-1, *(1,) * (part.ndim - 1)))
+        seen = each(lambda part: part * factor.reshape(-1, *(1,) * (part.ndim - 1)), self._seen)
         masked = np.flatnonzero((one.matters & ~one.pixels.good).any(axis=(1, 2)) & ok)
         if masked.size:
             few = under.only(masked).see(one.weights[masked], noise, often=True)
@@ -313,15 +255,10 @@ class Block:
                     all_of_it[masked] = part
         return seen
 
-    def _misfit(self, psf: Weighted, flux: Any) -> Any:
-        """By how much chi^2 of the PSF's fit exceeds what noise alone gives in all but few cases; at least 1."""
-        xp, pixels = self.xp, psf.pixels
-        used = psf.matters & pixels.good
-        n = used.sum(axis=(1, 2)).astype(xp.float64)
-        rest = pixels.values - flux[:, None, None].astype(self.dtype) * psf.light
-        chi2 = xp.where(used, rest * rest * pixels.inverse, 0.0).sum(axis=(1, 2)).astype(xp.float64)
-        n = xp.maximum(n - 1.0, 1.0)
-        return xp.maximum(chi2 / (n + _CHI2_SIGMA * xp.sqrt(2.0 * n)), 1.0)
+
+def _spectra_of(spectra: Any, which: Any) -> Any:
+    """Spectra of the kernel at some of the stars; one that is for all stars, or none, as it is."""
+    return spectra if spectra is None or len(spectra) == 1 else spectra[which]
 
 
 def _verdict(xp: Any, one: Weighted, usable: Any, limit: float) -> Verdict:
@@ -331,64 +268,3 @@ def _verdict(xp: Any, one: Weighted, usable: Any, limit: float) -> Verdict:
     flags = source_flags(xp, xp.where(one.matters, pixels.bits, 0))
     n_masked = ((one.counts > 0) & ~pixels.good).sum(axis=(1, 2)).astype(xp.int32)
     return Verdict(usable & (lost <= limit) & ((flags & SOURCE_FLAGS.outside) == 0), flags, n_masked)
-
-
-def _stated(xp: Any, verdict: Verdict, flux: Any, variance: Any, excess: Any) -> ForcedFluxes:
-    """Fluxes and errors of the first stars, as far as they are to be stated; the others have none.
-
-    Nor have they flags of the fit, whatever stars stand beside them.
-    """
-    n, flags = len(flux), verdict.flags
-    could = verdict.ok[:n]
-    flags[:n] |= xp.where(could & ~xp.isfinite(flux), SOURCE_FLAGS.sets_kernel, 0).astype(xp.int32)
-    if excess is not None:
-        variance = variance * excess
-        flags[:n] |= xp.where(could & (excess > _POOR_FIT), SOURCE_FLAGS.poor_fit, 0).astype(xp.int32)
-    ok = could & (variance > 0)
-    found = xp.full((2, len(flags)), xp.nan)
-    found[0, :n] = xp.where(ok, flux, xp.nan)
-    found[1, :n] = xp.sqrt(xp.where(ok, variance, xp.nan))
-    return ForcedFluxes(found[0], found[1], flags, verdict.n_masked)
-
-
-def _corrected(xp: Any, parts: dict[str, LinearVariance], correction: Any) -> dict[str, LinearVariance]:
-    """Parts of the variance with a better covariance, along the directions of the PSF fluxes."""
-    psf, *others = (part.rows.astype(xp.float64) for part in parts.values())  # "psf" is the first
-    found, more = correction(psf, xp.concatenate(others) if others else psf[:0])
-    directions = [found, *more.reshape(len(others), *psf.shape)]
-    return {name: part.along(one) for (name, part), one in zip(parts.items(), directions, strict=True)}
-
-
-class _Leverage:
-    """How much of a star's light and noise the fit of the model took up, and what that makes of its fluxes."""
-
-    def __init__(self, xp: Any, noise: EpochNoise, measures: dict[str, Weighted],
-                 parts: dict[str, LinearVariance]) -> None:
-        self.xp, self.parts = xp, parts
-        self.of_psf = xp.zeros(len(next(iter(measures.values())).weights))
-        self._share = None
-        if noise.fitted is None or noise.covariance is None or "psf" not in measures:
-            return
-        psf = parts["psf"]
-        self._white, self._share = {}, {}
-        for name, one in measures.items():
-            squares = one.weights * one.weights * one.pixels.variance
-            self._white[name] = squares.sum(axis=(1, 2)).astype(xp.float64)
-            part = xp.where(one.pixels.fitted, squares, 0.0).sum(axis=(1, 2))
-            self._share[name] = part / xp.where(self._white[name] > 0, self._white[name], 1.0)
-        inverse = 1.0 / xp.where(self._white["psf"] > 0, self._white["psf"], xp.inf)  # phi^T W phi
-        self._levers = {name: self._share["psf"] * inverse * inner(part.coordinates, psf.directions)
-                        for name, part in parts.items()}
-        self.of_psf = self._levers["psf"]
-
-    def put_right(self, name: str, flux: Any) -> tuple[Any, Any]:
-        """Flux without the star's pull on its own model, and its variance."""
-        part = self.parts[name]
-        noise = part.noise.astype(self.xp.float64)
-        if self._share is None:
-            return flux, noise + part.fit
-        excess = noise / self.xp.where(self._white[name] > 0, self._white[name], 1.0)
-        left = 1.0 - self._levers[name]
-        left = self.xp.where(left > _LEFT, left, self.xp.nan)
-        fit = excess * (1.0 - 2.0 * self._share[name]) * part.fit
-        return flux / left, (noise + fit) / left**2

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from gpudia.backend import Backend, backend_of, to_host
+from gpudia.backend import Backend, backend_of, to_device, to_host
 from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.photometry.apertures import stamp_side
 from gpudia.photometry.blocks import Block, Epoch, Stars
 from gpudia.photometry.inputs import as_positions, check_fraction, check_plane, check_radius, pixel_bits
+from gpudia.photometry.leverage import Strong, put_right
 from gpudia.photometry.linear import EpochNoise
 from gpudia.photometry.stamps import ForcedFluxes, Stamps, StampsOn
 
@@ -31,9 +32,6 @@ __all__ = ["forced_photometry", "measure_apertures", "psf_photometry"]
 _STARS_AT_ONCE = 8192
 #: Stars on stamps of a size of which what is ready is kept for the next stack, some 60 kB each.
 _KEPT = 2048
-#: Leverage from which on a star's is worked out by itself, see `EpochNoise.correction`: estimates are off by a fifth.
-_HIGH_LEVERAGE = 0.05
-
 #: What is around a star without an aperture, pixels; and how much of a kernel's core a hole of the reference takes.
 _AROUND, _HOLE = 5.0, 0.03
 
@@ -273,13 +271,9 @@ def _measured(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], s
     some = _safest_first(stars, np.flatnonzero(inside.any(axis=0)), epochs[0].noise)
     if some.size:
         ready = {} if ready is None or some.size * len(set(sizes)) > _KEPT else ready
-        found, leverage = _found(stars[some], epochs, limits, sizes, ready)
-        for name, fluxes in found.items():
+        for name, fluxes in _found(stars[some], epochs, limits, sizes, ready).items():
             for column, values in zip(result[name], fluxes, strict=True):
                 column[:, some] = np.where(inside[:, some], values, column[:, some])
-        high = np.zeros_like(inside)
-        high[:, some] = inside[:, some] & (leverage > _HIGH_LEVERAGE)
-        _measure_again(result, stars, epochs, limits, sizes, high, ready)
     return result
 
 
@@ -317,20 +311,29 @@ def _not_measured(shape: tuple[int, int], sizes: Sequence[int]) -> ForcedFluxes:
 
 
 def _found(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], sizes: Sequence[int],
-           ready: dict[Any, Block]) -> tuple[dict[str, ForcedFluxes], NDArray[np.float64]]:
-    """Fluxes of all stars on stamps of the sizes of the images, and their leverage, (B, S)."""
+           ready: dict[Any, Block]) -> dict[str, ForcedFluxes]:
+    """Fluxes of all stars on stamps of the sizes of the images, (B, S)."""
     xp, backend, n = stars.backend.xp, stars.backend, len(stars.positions)
     found = {name: ForcedFluxes(*(xp.zeros((len(epochs), n), dtype=kind)
                                   for kind in (xp.float64, xp.float64, xp.int32, xp.int32))) for name in limits}
-    leverage = xp.zeros((len(epochs), n))
+    strong: list[dict[int, tuple[NDArray[np.int64], Strong]]] = [{} for _ in epochs]
+
+    def put(fluxes: dict[str, ForcedFluxes], i: int, which: Any) -> None:
+        for name, part in fluxes.items():
+            for column, values in zip(found[name], part, strict=True):
+                column[i, which] = values
 
     def measure(task: tuple[slice, Block, int]) -> None:
         which, block, i = task
-        parts, levers = block.measure(epochs[i], limits)
-        for name, part in parts.items():
-            for column, values in zip(found[name], part, strict=True):
-                column[i, which] = values
-        leverage[i, which] = levers
+        fluxes, high, more = block.measure(epochs[i], limits)
+        put(fluxes, i, which)
+        if more is not None:
+            strong[i][which.start] = which.start + high, more
+
+    def again(i: int) -> None:
+        """All of an image at once: their directions are corrected together."""
+        numbers, some = zip(*(strong[i][start] for start in sorted(strong[i])), strict=True)
+        put(put_right(xp, some, epochs[i].noise, stars.convolved), i, to_device(np.concatenate(numbers), backend))
 
     wanted = sorted(set(sizes))
     at_once = max(1, _STARS_AT_ONCE // len(wanted))
@@ -340,7 +343,8 @@ def _found(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], size
         blocks = _blocks([(size, stars[which]) for size, which in parts], epochs[0].noise, ready)
         backend.run_all(measure, [(which, block, i) for (size, which), block in zip(parts, blocks, strict=True)
                                   for i in range(len(epochs)) if sizes[i] == size])
-    return {name: ForcedFluxes(*map(to_host, columns)) for name, columns in found.items()}, to_host(leverage)
+    backend.run_all(again, [i for i in range(len(epochs)) if strong[i]])
+    return {name: ForcedFluxes(*map(to_host, columns)) for name, columns in found.items()}
 
 
 def _blocks(parts: Sequence[tuple[int, Stars]], noise: EpochNoise, ready: dict[Any, Block]) -> list[Block]:
@@ -360,35 +364,3 @@ def _parts(stars: Stars, start: int, stop: int, size: int, epoch: Epoch) -> list
     area = stars.transform_side(size, epoch.noise) ** 2
     step = max(1, stars.backend.least_pixels // area, stars.backend.at_once(200 * area))
     return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
-
-
-def _measure_again(found: dict[str, ForcedFluxes], stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float],
-                   sizes: Sequence[int], high: NDArray[np.bool_], ready: dict[Any, Block]) -> None:
-    """Put fluxes with exact leverage, where that is high (B, S).
-
-    On the same stamps: two FWHM on each side of the star hold all but 0.5 % of it.
-    """
-    some, images = np.flatnonzero(high.any(axis=0)), np.flatnonzero(high.any(axis=1)).tolist()
-    if not some.size:
-        return
-
-    def block(size: int) -> Block:
-        key = ("again", size, len(stars.positions))
-        known, which = ready.get(key), some
-        if known is not None:
-            which = np.union1d(some, known.stars.numbers)
-        if known is None or len(which) > len(known.stars.positions):
-            ready[key] = known = Block(stars[which], size, epochs[0].noise)
-        return known
-
-    wanted = sorted({sizes[i] for i in images})
-    blocks = dict(zip(wanted, stars.backend.run_all(block, wanted), strict=True))
-
-    def again(i: int) -> None:
-        which, known = np.flatnonzero(high[i]), blocks[sizes[i]]
-        part = known.only(np.searchsorted(known.stars.numbers, which))
-        for name, fluxes in part.measure(epochs[i], limits, exact=True)[0].items():
-            for column, values in zip(found[name], fluxes, strict=True):
-                column[i, which] = to_host(values)
-
-    stars.backend.run_all(again, images)

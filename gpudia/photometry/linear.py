@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,8 +55,8 @@ class EpochNoise:
         Pixels that took part in the fit of the model. With it the leverage of the star on its own model is put right
         (see `LinearVariance`); without it the star counts as one that was not in the fit.
     correction : callable, optional
-        ``rows (D, n), more (E, n) -> (D, n), (E, n)``: where `covariance` is an estimate, a better one times some rows
-        g, and times more of them (see `gpudia.model.CovarianceCorrection`). Used for stars of high leverage.
+        ``rows (D, n), more (E, n) -> (D, n), (E,)``: where `covariance` is an estimate, a better one C times some rows
+        g, and h^T C h of more of them (see `gpudia.model.CovarianceCorrection`). Used for stars of high leverage.
 
     Raises
     ------
@@ -75,6 +75,8 @@ class EpochNoise:
     shared: float = 0.0
     fitted: Any = None
     correction: Callable[[Any, Any], tuple[Any, Any]] | None = None
+    #: Transforms of the kernel that were made already, by their side and dtype: most blocks of stars need the same.
+    kernel_spectra: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         shape = tuple(np.shape(self.image_variance))
@@ -146,11 +148,7 @@ class LinearVariance(NamedTuple):
             return self
         known = _known(covariance)
         coordinates = known.coordinates(self.rows) if self.coordinates is None else self.coordinates
-        return self.along(known.times(coordinates), coordinates)
-
-    def along(self, directions: Any, coordinates: Any = None) -> LinearVariance:
-        """Return it with these directions: C g, or what belongs to coordinates other than g."""
-        coordinates = self.rows if coordinates is None else coordinates
+        directions = known.times(coordinates)
         return self._replace(fit=inner(coordinates, directions), coordinates=coordinates, directions=directions)
 
 
@@ -177,10 +175,6 @@ class WeightsSeen(NamedTuple):
     spectra: Any
     rows: Any
     coordinates: Any
-
-    def map(self, function: Callable[[Any], Any]) -> WeightsSeen:
-        """Apply a function to each part that there is."""
-        return WeightsSeen(*(None if part is None else function(part) for part in self))
 
 
 class NoiseUnder:
@@ -238,10 +232,14 @@ class NoiseUnder:
         inside = np.where(np.isfinite(where).all(axis=1, keepdims=True), where, 0.0)
         return to_device(np.asarray(terms(inside[:, 0], inside[:, 1]), float), self.backend)
 
-    def kernel_spectra(self, kernel: Any) -> tuple[Any, Any]:
+    def kernel_spectra(self, noise: EpochNoise) -> tuple[Any, Any]:
         """Transform of the kernel at each star, centred, (S or 1, side, side // 2 + 1), and its sum (S or 1,)."""
-        centred = self.backend.xp.conj(self._to_centre)
-        spectra = self.backend.rfft2(kernel.astype(self.dtype), (self.side, self.side)) * centred
+        kernel, known = noise.kernel, noise.kernel_spectra
+        key = self.side, self.dtype
+        if key not in known:
+            centred = self.backend.xp.conj(self._to_centre)
+            known[key] = self.backend.rfft2(kernel.astype(self.dtype), (self.side, self.side)) * centred
+        spectra = known[key]
         if len(kernel.shape) == 2:
             return spectra[None], kernel.sum()[None]
         terms = self.kernel_terms
@@ -339,7 +337,7 @@ def linear_flux_variance(weights: FloatArray, stamps: Stamps, noise: EpochNoise)
     side = transform_side(stamps.size, noise.kernel_size)
     placed = StampsOn(stamps, (shape[0], shape[1]), backend)
     under = NoiseUnder(placed, noise, side, np.dtype(float))
-    spectra = None if noise.kernel is None else under.kernel_spectra(to_device(noise.kernel, backend))[0]
+    spectra = None if noise.kernel is None else under.kernel_spectra(noise)[0]
     own = finite(placed.gather(noise.image_variance).astype(float))
     seen = under.see(weights, noise)
     parts = under.variance(weights, own, noise, spectra, seen).with_covariance(noise.covariance)
