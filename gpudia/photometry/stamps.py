@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from gpudia.backend import Backend, to_device
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 
-__all__ = ["FloatArray", "ForcedFluxes", "Stamps", "StampsOn", "rows_of", "source_flags"]
+__all__ = ["FloatArray", "ForcedFluxes", "Stamps", "StampsOn", "inner", "rows_of", "source_flags"]
 
 FloatArray = NDArray[np.float64]
 
@@ -137,6 +138,15 @@ class StampsOn:
         flat, inside = self._place(margin)
         cut = self.backend.xp.take(frame.reshape(-1), flat)
         return cut if inside is None else self.backend.xp.where(inside, cut, outside).astype(cut.dtype)
+
+
+def inner(a: Any, b: Any) -> Any:
+    """Inner products of the stamps or rows of a and b, (S, m, m) or (S, n) each: (S,) float64.
+
+    As products of matrices of one row and one column: a third of the time of a sum of the product.
+    """
+    shape = len(a), math.prod(a.shape[1:])
+    return (a.reshape(*shape[:1], 1, shape[1]) @ b.reshape(*shape, 1)).reshape(len(a)).astype(float)
 
 
 #: Bits of pixels that raise a bit of their own in the star's flags. All that is ignored, but for what lies beyond an
