@@ -174,11 +174,14 @@ class Block:
         if not high.size:
             return found, high, None
         which = rows_of(high, self.backend)
+        if noise.correction is not None:  # which says what the covariance makes of the rows
+            parts = {name: part._replace(coordinates=None, directions=None) for name, part in parts.items()}
         used, parts = picked(used, which), picked(parts, which)
         if self.stars.convolved:  # the pull on the model is that of the PSF itself, of which its own weights tell
             psf, under = picked(measures["psf"], which), self.under["psf"].only(high)
             own = under.variance(psf.weights, psf.pixels.own, noise, _spectra_of(spectra["psf"], which),
-                                 under.see(psf.weights, noise)).with_covariance(noise.covariance)
+                                 under.see(psf.weights, noise))
+            own = own if noise.correction is not None else own.with_covariance(noise.covariance)
             used, parts = used | {"psf": psf, "quiet": used["psf"]}, parts | {"psf": own, "quiet": parts["psf"]}
         return found, high, Strong(picked(verdicts, which), used, parts)
 

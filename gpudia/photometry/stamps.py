@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,13 +104,18 @@ class StampsOn:
     def __init__(self, stamps: Stamps, shape: tuple[int, int], backend: Backend) -> None:
         self.stamps, self.shape, self.backend = stamps, shape, backend
         self._places: dict[int, tuple[Any, Any]] = {}
-        first, last = stamps.centres - stamps.size // 2, stamps.centres + stamps.size // 2
-        inside = len(stamps) > 0 and (first >= 0).all() and (last < (shape[1], shape[0])).all()
-        #: First column and row of stamps that all lie in a frame of the host: cut out as windows, in half the time.
-        self._corners = first.T if inside and backend.array_type is np.ndarray else None
 
     def __len__(self) -> int:
         return len(self.stamps)
+
+    @cached_property
+    def _corners(self) -> NDArray[np.int64] | None:
+        """First column and row of stamps that all lie in a frame of the host: cut out as windows, in half the time."""
+        if self.backend.array_type is not np.ndarray or not len(self):
+            return None
+        first = self.stamps.centres - self.stamps.size // 2
+        inside = (first >= 0).all() and (first + self.stamps.size <= (self.shape[1], self.shape[0])).all()
+        return first.T if inside else None
 
     def only(self, numbers: NDArray[np.int64] | slice) -> StampsOn:
         """Return the same for some of the stars."""
