@@ -71,6 +71,8 @@ def median_of(values: Any, good: Any, at_most: int | None = None) -> Any:
     """
     xp = namespace_of(values)
     rows = xp.where(_sample(good, at_most), _sample(values, at_most), xp.nan)
+    if not rows.shape[1]:
+        return xp.full(len(rows), xp.nan)
     ordered = xp.sort(rows, axis=1)  # NaN last
     count = xp.isfinite(rows).sum(axis=1)
     lower = xp.maximum(count - 1, 0) // 2

@@ -49,6 +49,8 @@ def model_error(flux_diff: Any, flux_diff_err: Any, flux: Any, good: Any) -> Flo
     good = np.asarray(good, bool) & np.isfinite(delta) & np.isfinite(total) & (sigma > 0)
     good &= (delta != 0).any(axis=1, where=good)[:, None]
     good &= _bright(sigma, total, good)
+    bright = good.any(axis=0)  # few of all stars
+    delta, sigma, total, good = (plane[:, bright] for plane in (delta, sigma, total, good))
     light, found, used = np.where(good, total, 0.0), np.zeros(len(delta)), good
     for _ in range(_ROUNDS):
         used = used & (used.sum(axis=1, keepdims=True) >= _FEWEST)

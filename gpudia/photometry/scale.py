@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpudia.errors import InputError
+from gpudia.model.planes import median_of
 from gpudia.photometry.stamps import FloatArray
 
 __all__ = ["ConstantStarScale", "constant_star_epsilon"]
@@ -95,8 +96,7 @@ def _fit(delta: FloatArray, sigma: FloatArray, reference: FloatArray,
 
 def _capped(snr: FloatArray) -> FloatArray:
     """Signal to noise up to three times its median: no weight with which one bright variable outvotes the rest."""
-    typical = [np.median(row[row > 0]) if (row > 0).any() else 0.0 for row in snr]
-    return np.minimum(snr, 3 * np.array(typical)[:, None])
+    return np.minimum(snr, 3 * np.nan_to_num(median_of(snr, snr > 0))[:, None])
 
 
 def _summary(ratio: FloatArray, weight: FloatArray, slope: FloatArray, n: NDArray[Any]) -> ConstantStarScale:

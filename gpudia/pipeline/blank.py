@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from gpudia.backend import active_backend
+from gpudia.model.planes import median_of
 from gpudia.photometry import excess_scatter
 from gpudia.photometry.stamps import Stamps
 
@@ -90,13 +93,13 @@ def sky_scatter(fluxes: Sequence[EpochFluxes], method: str) -> tuple[Float, Floa
     good = np.isfinite(flux) & (error > 0) & (flux != 0).any(axis=1, keepdims=True)  # not the reference itself
     good &= good.sum(axis=1, keepdims=True) >= _FEWEST
     share = excess_scatter(flux, error, error, good, _GRID) * good.any(axis=1)
-    typical = [np.median(row[use]) if use.any() else 0.0 for row, use in zip(error, good, strict=True)]
-    return np.hypot(1.0, share), share * np.array(typical)
+    return np.hypot(1.0, share), share * np.nan_to_num(median_of(error, good))
 
 
 def with_sky_excess(done: Sequence[Look], fluxes: Sequence[EpochFluxes], best: str) -> list[EpochFluxes]:
     """Add to the errors what the sky scatters by beyond them (`sky_scatter`); note that of `best` as ``sky_excess``."""
-    found = {method: sky_scatter(fluxes, method) for method in (fluxes[0].fluxes if fluxes else ())}
+    methods = list(fluxes[0].fluxes) if fluxes else []
+    found = dict(zip(methods, active_backend().run_all(partial(sky_scatter, fluxes), methods), strict=True))
     result = []
     for i, (look, epoch) in enumerate(zip(done, fluxes, strict=True)):
         look.numbers["sky_excess"] = float(found[best][0][i])

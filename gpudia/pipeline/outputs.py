@@ -7,6 +7,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from html import escape
 from importlib import metadata
@@ -41,7 +42,7 @@ from gpudia.pipeline.looks import Look
 from gpudia.pipeline.measure import EpochFluxes, Measures, recommended, separated
 from gpudia.pipeline.reference import RunReference
 from gpudia.pipeline.sifting import series_table
-from gpudia.pipeline.target import target_series
+from gpudia.pipeline.target import place_of_target, target_series
 from gpudia.pipeline.variables import add_variability, variables_table
 
 __all__ = ["RunResult", "provenance", "write_difference", "write_results", "write_stack_image"]
@@ -198,10 +199,11 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
                   executor: Executor) -> RunResult:
     """Put the epochs together: tables, light curves, reference and report; `meta` goes with the table of epochs."""
     done = [look for look in looks if look.name in results and not look.reason]
-    fluxes = [results[look.name] for look in done]
-    fluxes = separated(measures, fluxes)
+    fluxes = separated(measures, [results[look.name] for look in done])
     best = recommended(measures, fluxes)
-    fluxes = _judged(done, fluxes, measures, best, config.max_epsilon)
+    with ThreadPoolExecutor(1) as beside:  # the other core is idle
+        place = beside.submit(place_of_target, fluxes, reference)
+        fluxes = _judged(done, fluxes, measures, best, config.max_epsilon)
     epochs = epoch_table(looks)
     curves, doubt = calibrated(_light_curves(done, fluxes, reference, measures, epochs, best), config, reference.look)
     doubts = _doubts(done, fluxes, reference, measures, best) + ([doubt] if doubt else [])
@@ -216,11 +218,11 @@ def write_results(output: Path, config: RunConfig, backend: str, looks: Sequence
     write_table(variables_table(curves.sources), output / "variables.ecsv")
     target = None
     if reference.target is not None and done:
-        target = target_series(done, fluxes, reference, measures, curves.zero_point, best)
+        target = target_series(done, fluxes, reference, measures, curves.zero_point, best, place.result())
         target.meta |= {"doubts": doubts} if doubts else {}
         write_table(target, output / "target.ecsv")
     write_hdus(_reference_hdus(backend, reference, measures, curves), output / "reference.fits")
-    from gpudia.report import write_report  # matplotlib: processes that read and solve start without
+    from gpudia.report import write_report  # processes that read and solve start without
 
     report = write_report(output, executor.map)
     n_failed, n_skipped = (sum(look.status == status for look in looks) for status in ("failed", "skipped"))
@@ -274,11 +276,13 @@ def _with_model_error(done: Sequence[Look], fluxes: Sequence[EpochFluxes], const
     What is known to vary is not looked at: of 150 variables put into a sparse field medians took the variation for the
     model's error.
     """
-    shares = {}
-    for method in fluxes[0].fluxes if fluxes else ():
+    def share(method: str) -> np.ndarray:
         delta, error, total, _ = (_stacked(fluxes, method, name, len(constant)) for name in CombinedFluxes._fields)
         flags = np.array([epoch.flags[method] for epoch in fluxes])
-        shares[method] = model_error(delta, error, total, (flags == 0) & constant)
+        return model_error(delta, error, total, (flags == 0) & constant)
+
+    methods = list(fluxes[0].fluxes) if fluxes else []
+    shares = dict(zip(methods, active_backend().run_all(share, methods), strict=True))
     result = []
     for i, (look, epoch) in enumerate(zip(done, fluxes, strict=True)):
         look.numbers["model_error"] = float(shares[best][i])

@@ -26,7 +26,7 @@ from gpudia.pipeline.measure import EpochFluxes, Measures
 from gpudia.pipeline.reference import RunReference
 from gpudia.pipeline.sifting import known_barycentric
 
-__all__ = ["target_series"]
+__all__ = ["place_of_target", "target_series"]
 
 log = logging.getLogger("gpudia.pipeline")
 
@@ -35,17 +35,28 @@ log = logging.getLogger("gpudia.pipeline")
 _SIGMAS, _LEAST = 4.0, 0.05
 
 
+def place_of_target(fluxes: Sequence[EpochFluxes], reference: RunReference) -> JointPosition | None:
+    """Fit the target's place on all differences together; None without a target that varies (`fit_position`)."""
+    stamps = [epoch.target for epoch in fluxes if epoch.target is not None]
+    if reference.target is None or len(stamps) < len(fluxes):
+        return None
+    target = np.array(reference.target, float)
+    return fit_position(stamps, target - np.rint(target))
+
+
 def target_series(done: Sequence[Look], fluxes: Sequence[EpochFluxes], reference: RunReference, measures: Measures,
-                  zero_point: ZeroPoint, best: str) -> TimeSeries:
-    """Make the light curve of the target, with the columns of the measure `best` as the recommended ones."""
+                  zero_point: ZeroPoint, best: str, found: JointPosition | None) -> TimeSeries:
+    """Make the light curve of the target, with the columns of the measure `best` as the recommended ones.
+
+    `found` is the `place_of_target`.
+    """
     curves = {method: CombinedFluxes(*(
         np.array([getattr(epoch.fluxes[method], name)[-1] for epoch in fluxes])
         for name in CombinedFluxes._fields)) for method in measures.flux}
     target, note = np.array(reference.target, float), reference.target_note
     pixel = np.rint(target)
-    stamps = [epoch.target for epoch in fluxes if epoch.target is not None]
-    found = fit_position(stamps, target - pixel) if len(stamps) == len(fluxes) else None
     if found is not None and _significant(found, target - pixel):
+        stamps = [epoch.target for epoch in fluxes if epoch.target is not None]
         curves = _moved(curves, fluxes, stamps, measures, target - pixel, found.offset)
         shift = found.offset - (target - pixel)
         note += f"; moved by ({shift[0]:.2f}, {shift[1]:.2f}) px to where the light varies"

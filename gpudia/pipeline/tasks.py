@@ -137,7 +137,8 @@ def do_batch(item: Sequence[bytes], shared: bytes) -> bytes:
 
 def load_report(_: Any, __: bytes) -> bytes:
     """Load what draws the figures of a report: half a second that a process has while the reference is made."""
-    import_module("gpudia.report")
+    for name in ("gpudia.report", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+        import_module(name)
     return b""
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from astropy.io import fits
-from matplotlib.figure import Figure
 
 from gpudia.flags import CANDIDATE_FLAGS, PIXEL_FLAGS
 from gpudia.images.writing import write_atomically
 from gpudia.report.data import UNREADABLE, FloatArray, RunData
-from gpudia.report.plots import plain, render
+from gpudia.report.plots import new_figure, plain, render
 from gpudia.report.stamps import CLIP_SIGMA, Picture, encode_png, gray_picture, side_by_side, sigma_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["write_thumbnails"]
 
@@ -85,7 +87,7 @@ def _window(plane: FloatArray, x: int, y: int) -> FloatArray:
 def _sheet(rows: Sequence[Any], strips: dict[int, Picture]) -> Figure:
     columns = 2 if len(rows) > 1 else 1
     lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(5.6 * columns, 1.75 * lines + 0.3), layout="constrained")
+    figure = new_figure(figsize=(5.6 * columns, 1.75 * lines + 0.3), layout="constrained")
     for k, row in enumerate(rows):
         axes = figure.add_subplot(lines, columns, k + 1)
         axes.imshow(strips[int(row["id"])], interpolation="nearest")

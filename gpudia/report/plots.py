@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,10 +18,11 @@ from gpudia.report.stamps import CLIP_SIGMA, Picture, Stamp, kernel_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
-    "DARK", "LIGHT", "Theme", "comparison_figure", "conditions_figure", "kernels_figure", "render", "scatter_figure",
-    "target_figure", "time_axis", "variables_figure",
+    "DARK", "LIGHT", "Theme", "comparison_figure", "conditions_figure", "kernels_figure", "new_figure", "render",
+    "scatter_figure", "target_figure", "time_axis", "variables_figure",
 ]  # fmt: skip
 
 
@@ -46,8 +45,17 @@ LIGHT = Theme(face="#ffffff", ink="#1c2530", faint="#c9d0d9", first="#0072b2", s
 DARK = Theme(face="#171c24", ink="#e6eaf0", faint="#3b4553", first="#56b4e9", second="#e69f00", third="#2fc79a")
 
 
+def new_figure(**settings: Any) -> Figure:
+    """Return an empty `matplotlib.figure.Figure`; its module loads for a third of a second, where figures are drawn."""
+    from matplotlib.figure import Figure
+
+    return Figure(**settings)
+
+
 def render(figure: Figure, dpi: int = 150) -> bytes:
     """Return the figure as PNG, with a palette of 96 colours: a third of the size."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -76,7 +84,7 @@ def plain(text: str, width: int = 28) -> str:
 
 
 def _figure(width: float, height: float, theme: Theme) -> Figure:
-    return Figure(figsize=(width, height), facecolor=theme.face, layout="constrained")
+    return new_figure(figsize=(width, height), facecolor=theme.face, layout="constrained")
 
 
 def _points(axes: Axes, x: FloatArray, y: FloatArray, error: FloatArray, colour: str, size: float,
@@ -252,7 +260,7 @@ def _mosaic(pictures: list[Picture], labels: list[str], columns: int, width: flo
     head, gap = 0.3, 0.06
     height = (width - gap) * max(p.shape[0] / p.shape[1] for p in pictures) + head
     whole, tall = max(columns * width, 4.2), -(-len(pictures) // columns) * height + head + gap
-    figure = Figure(figsize=(whole, tall), facecolor=LIGHT.face)
+    figure = new_figure(figsize=(whole, tall), facecolor=LIGHT.face)
     axes = figure.add_axes((0, 0, 1, 1))
     for k, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         x, y = k % columns * width, head + k // columns * height

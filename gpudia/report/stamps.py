@@ -6,7 +6,6 @@ import io
 import logging
 from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
@@ -172,7 +171,9 @@ def sigma_picture(values: FloatArray, limit: float) -> Picture:
 
 def _paint(unit: FloatArray, good: NDArray[np.bool_], colormap: str) -> Picture:
     """Colours of numbers from 0 to 1, in so few levels that two colormaps fit into the palette of a PNG."""
-    picture = np.asarray(mpl.colormaps[colormap](np.rint(unit * _LEVELS) / _LEVELS, bytes=True)).copy()
+    from matplotlib import colormaps
+
+    picture = np.asarray(colormaps[colormap](np.rint(unit * _LEVELS) / _LEVELS, bytes=True)).copy()
     picture[~good] = _MASKED
     return picture
 
