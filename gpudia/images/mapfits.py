@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -192,6 +193,7 @@ def _squared_misses(p: NDArray, q: NDArray, u: NDArray, w: NDArray) -> NDArray[n
     return x**2 + y**2
 
 
+@lru_cache(maxsize=64)  # frames of a run have about as many pairs
 def _couples(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     if n * (n - 1) // 2 <= HYPOTHESES:
         return np.triu_indices(n, 1)

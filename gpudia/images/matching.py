@@ -8,14 +8,14 @@ import numpy as np
 from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial import KDTree
 
 from gpudia.errors import InputError, RegistrationError
 from gpudia.images.patterns import MOST_STARS, similar_triangles
+from gpudia.images.smoothing import gaussian, smoothed
 from gpudia.images.transforms import ORIENTATIONS
 
-__all__ = ["ROUTES", "match_stars", "median", "mutual_neighbours", "positions"]
+__all__ = ["ROUTES", "match_stars", "median", "mutual_neighbours", "neighbours_with_distance", "positions"]
 
 #: The ways to match, best first.
 ROUTES = ("id", "sky", "offset", "pattern")
@@ -95,16 +95,22 @@ def mutual_neighbours(a: NDArray, b: NDArray | KDTree, radius: float) -> Pairs:
 
     `b` may also be the tree of its positions, for those who ask often.
     """
-    tree = b if isinstance(b, KDTree) else KDTree(b)
+    return neighbours_with_distance(a, b if isinstance(b, KDTree) else KDTree(b), radius)[:2]
+
+
+def neighbours_with_distance(
+    a: NDArray, tree: KDTree, radius: float
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+    """`mutual_neighbours`, and how far apart they are: of a smaller radius they are those that are no further apart."""
     if not len(a) or not tree.n:
-        return np.zeros(0, np.intp), np.zeros(0, np.intp)
+        return np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0)
     beyond = np.nextafter(radius, np.inf)  # nothing is looked for from there on
     distance, j = tree.query(a, distance_upper_bound=beyond)
     i = np.flatnonzero(distance <= radius)
     j = j[i]
     _, back = KDTree(a).query(tree.data[j], distance_upper_bound=beyond)
     mutual = back == i
-    return i[mutual], j[mutual]
+    return i[mutual], j[mutual], distance[i[mutual]]
 
 
 def _by_flux(stars: Table, rows: NDArray[np.intp] | slice = slice(None), count: int = 300) -> NDArray[np.intp]:
@@ -186,11 +192,11 @@ def _by_offset(a: NDArray, b: NDArray, bright_a: NDArray, bright_b: NDArray, max
     dx, dy = dx.take(near), dy.take(near)
     if not len(dx):
         raise RegistrationError(f"no star within {max_offset:.0f} px of another of the reference")
-    first = -max_offset - cell
-    size = math.ceil(2 * max_offset / cell) + 2
+    first = -max_offset - 5 * cell  # the outermost four stay empty: so they do when they are mirrored
+    size = math.ceil(2 * max_offset / cell) + 10
     columns, rows = (((d - first) / cell).astype(np.intp) for d in (dx, dy))
-    counts = np.bincount(columns * size + rows, minlength=size**2).reshape(size, size).astype(float)
-    smooth = ndimage.gaussian_filter(counts, 1.0, mode="constant")  # the true offset can lie on the edge of cells
+    counts = np.bincount(columns * size + rows, minlength=size**2).reshape(size, size).astype(np.float32)
+    smooth = smoothed(counts, gaussian(1.0, 4))  # the true offset can lie on the edge of cells
     offset = first + cell * (np.array(np.unravel_index(np.argmax(smooth), smooth.shape)) + 0.5)
     near = np.flatnonzero((np.abs(dx - offset[0]) < 5 * cell) & (np.abs(dy - offset[1]) < 5 * cell))
     difference = np.column_stack([dx[near], dy[near]])

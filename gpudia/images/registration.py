@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from astropy.table import Table
@@ -16,7 +15,7 @@ from scipy.special import bdtrc
 from gpudia.errors import RegistrationError
 from gpudia.flags import SOURCE_FLAGS
 from gpudia.images.mapfits import HYPOTHESES, MapFit, consensus, fit_map, fit_similarity
-from gpudia.images.matching import ROUTES, match_stars, median, mutual_neighbours, positions
+from gpudia.images.matching import ROUTES, match_stars, median, neighbours_with_distance, positions
 from gpudia.images.patterns import MOST_STARS
 from gpudia.images.transforms import Registration
 
@@ -26,6 +25,8 @@ __all__ = ["register"]
 TOLERANCE = 1.5
 #: Added to every centroid's error, pixels: undersampling and distortion limit the brightest stars.
 FLOOR = 0.02
+#: The same in the first round.
+_WIDEST = 4.0
 #: Rounds of matching and fitting with one tolerance, at most; they end when the pairs stay the same.
 _ROUNDS = 10
 
@@ -70,8 +71,12 @@ class _Stars:
         return len(self.good) / float(np.prod(high - low))
 
 
-class _Fit(NamedTuple):
-    """A map and the pairs it was fitted to; `offered` are the pairs, and the degree, among which it had the choice."""
+@dataclass
+class _Fit:
+    """A map and the pairs it was fitted to; `offered` are the pairs, and the degree, among which it had the choice.
+
+    `near` are the stars that the map makes each other's nearest, once they were asked for.
+    """
 
     map: MapFit
     i: NDArray[np.intp]
@@ -80,6 +85,15 @@ class _Fit(NamedTuple):
     max_residual: float
     excess: float
     offered: tuple[NDArray[np.intp], NDArray[np.intp], int] | None = None
+    near: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]] | None = None
+
+    def pairs(self, a: _Stars, b: _Stars, tolerance: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows of either list that the map makes each other's nearest, within a tolerance of at most 4 px."""
+        if self.near is None:
+            self.near = neighbours_with_distance(self.map.apply(a.trusted), b.tree, _WIDEST)
+        i, j, distance = self.near
+        close = distance <= tolerance
+        return a.good[i[close]], b.good[j[close]]
 
 
 def register(
@@ -149,7 +163,7 @@ def _solve(
     a, b = _Stars.of(reference_stars), _Stars.of(stars)
     most = _clear_radius(b)
     fit = _first_fit(a.xy, b.xy, *pairs, min(3.0, 2 * most))
-    for tolerance, degree in ((4.0, 1), (2.0, 1), (TOLERANCE, 1), (2.0, 3), (TOLERANCE, 3)):
+    for tolerance, degree in ((_WIDEST, 1), (2.0, 1), (TOLERANCE, 1), (2.0, 3), (TOLERANCE, 3)):
         # a polynomial of part of the stars goes astray where the others are
         if degree == 1 or _covers(fit, a, b):
             fit = _settled(fit, a, b, min(tolerance, most), degree, min_matches)
@@ -172,8 +186,7 @@ def _covers(fit: _Fit, a: _Stars, b: _Stars, share: float = 0.7) -> bool:
 def _settled(fit: _Fit, a: _Stars, b: _Stars, tolerance: float, degree: int, min_matches: int) -> _Fit:
     """Match the nearest stars and fit them, until the pairs stay the same: where it began does not matter then."""
     for _ in range(_ROUNDS):
-        i, j = mutual_neighbours(fit.map.apply(a.trusted), b.tree, tolerance)
-        i, j, before = a.good[i], b.good[j], fit
+        (i, j), before = fit.pairs(a, b, tolerance), fit
         if fit.offered is not None and all(map(np.array_equal, fit.offered, (i, j, degree))):
             break
         scale = np.sqrt(abs(np.linalg.det(fit.map.matrix[:, :2])))
@@ -256,8 +269,7 @@ def _verify(predicted: NDArray, measured: _Stars, route: str) -> int:
     starts, free, radii = {
         "id": (2 * HYPOTHESES, 2, (0.2, 0.5, TOLERANCE)), "sky": (n * m, 1, (3.0,)), "offset": (8 * n * m, 1, (3.0,)),
     }.get(route, (k * (k - 1) * h * (h - 1), 2, (0.2, 0.5, TOLERANCE)))  # fmt: skip
-    i, j = mutual_neighbours(inside, measured.tree, radii[-1])
-    distance = np.hypot(*(inside[i] - measured.trusted[j]).T)
+    distance = neighbours_with_distance(inside, measured.tree, radii[-1])[2]
     found = np.array([np.count_nonzero(distance <= radius) for radius in radii])
     by_chance = 1 - np.exp(-density * np.pi * np.square(radii))
     more = np.where(found > free, bdtrc(found - free - 1, max(len(inside) - free, 1), by_chance), 1.0)
