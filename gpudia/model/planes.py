@@ -83,7 +83,7 @@ def median_of(values: Any, good: Any, at_most: int | None = None) -> Any:
 
 def _sample(planes: Any, at_most: int | None) -> Any:
     """Rows (B, n) of all pixels, or of every so many: a step without a divisor of the width, so not of few columns."""
-    rows, width = planes.reshape(len(planes), -1), planes.shape[-1]
+    rows, width = planes.reshape(len(planes), math.prod(planes.shape[1:])), planes.shape[-1]
     step = 1 if at_most is None else max(1, rows.shape[1] // at_most)
     while math.gcd(step, width) > 1:
         step += 1
