@@ -16,7 +16,7 @@ from gpudia.photometry.apertures import aperture_weights, stamp_side
 from gpudia.photometry.leverage import HIGH, Strong, Under, Verdict, Weighted, each, fluxes_of, picked, stated
 from gpudia.photometry.linear import EpochNoise, NoiseUnder, WeightsSeen, finite, transform_side
 from gpudia.photometry.psf import check_psf, shift_spectra, shifted_psf, smooth_profile, to_size
-from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, StampsOn, rows_of, source_flags
+from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, StampsOn, inner, rows_of, source_flags
 
 __all__ = ["Block", "Epoch", "Stars"]
 
@@ -174,11 +174,14 @@ class Block:
         if not high.size:
             return found, high, None
         which = rows_of(high, self.backend)
+        if noise.correction is not None:  # which says what the covariance makes of the rows
+            parts = {name: part._replace(coordinates=None, directions=None) for name, part in parts.items()}
         used, parts = picked(used, which), picked(parts, which)
         if self.stars.convolved:  # the pull on the model is that of the PSF itself, of which its own weights tell
             psf, under = picked(measures["psf"], which), self.under["psf"].only(high)
             own = under.variance(psf.weights, psf.pixels.own, noise, _spectra_of(spectra["psf"], which),
-                                 under.see(psf.weights, noise)).with_covariance(noise.covariance)
+                                 under.see(psf.weights, noise))
+            own = own if noise.correction is not None else own.with_covariance(noise.covariance)
             used, parts = used | {"psf": psf, "quiet": used["psf"]}, parts | {"psf": own, "quiet": parts["psf"]}
         return found, high, Strong(picked(verdicts, which), used, parts)
 
@@ -205,7 +208,7 @@ class Block:
         """Weights W phi / phi^T W phi; 0 for a star that is masked altogether."""
         xp = self.xp
         weighted = pixels.inverse * light
-        norm = (weighted * light).sum(axis=(1, 2))
+        norm = inner(weighted, light).astype(self.dtype)
         counts = light * light
         return Weighted(pixels, weighted / xp.where(norm > 0, norm, 1.0)[:, None, None], counts,
                         (counts > 0) & (counts >= _FAINT * counts.max(axis=(1, 2), keepdims=True)), light)
@@ -220,10 +223,9 @@ class Block:
         xp, light = self.xp, psf.light
         profile = smooth_profile(light)
         weighted = psf.pixels.inverse * profile
-        shared, own = (weighted * light).sum(axis=(1, 2)), (weighted * profile).sum(axis=(1, 2))
-        norm = (psf.pixels.inverse * psf.counts).sum(axis=(1, 2))
+        shared, own, norm = inner(weighted, light), inner(weighted, profile), inner(psf.pixels.inverse, psf.counts)
         alike = (shared > 0) & (shared * shared >= _ALIKE * own * norm)
-        weights = weighted / xp.where(alike, shared, 1.0)[:, None, None]
+        weights = weighted / xp.where(alike, shared, 1.0).astype(self.dtype)[:, None, None]
         return psf._replace(weights=xp.where(alike[:, None, None], weights, psf.weights))
 
     def _aperture(self, light: Any, pixels: Under) -> Weighted:
@@ -235,7 +237,7 @@ class Block:
         if light is None:
             return Weighted(pixels, weights, circle, inside, light)
         light = _within(light, size)
-        lit = (weights * light).sum(axis=(1, 2))
+        lit = inner(weights, light).astype(self.dtype)
         return Weighted(pixels, weights / xp.where(lit > 0, lit, xp.inf)[:, None, None],
                         xp.where(inside, xp.maximum(circle * light, 1e-12), 0.0), inside, light)
 

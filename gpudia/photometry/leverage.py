@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from gpudia.flags import SOURCE_FLAGS
-from gpudia.photometry.linear import EpochNoise, LinearVariance, inner
-from gpudia.photometry.stamps import ForcedFluxes
+from gpudia.photometry.linear import EpochNoise, LinearVariance
+from gpudia.photometry.stamps import ForcedFluxes, inner
 
 __all__ = ["HIGH", "Strong", "Under", "Verdict", "Weighted", "each", "fluxes_of", "picked", "put_right",
            "stated"]
@@ -101,7 +101,7 @@ def fluxes_of(xp: Any, noise: EpochNoise, measures: dict[str, Weighted], parts: 
             continue
         origin = "quiet" if name == "psf" and "quiet" in measures else name
         one = measures[origin]
-        flux = (one.weights * one.pixels.values).sum(axis=(1, 2)).astype(xp.float64)
+        flux = inner(one.weights, one.pixels.values)
         excess = _misfit(xp, one, flux) if name == "psf" and judged else None
         found[name] = (*lever.put_right(origin, flux), excess)
     return found, lever.of_psf
@@ -140,7 +140,7 @@ def _misfit(xp: Any, psf: Weighted, flux: Any) -> Any:
     used = psf.matters & pixels.good
     n = used.sum(axis=(1, 2)).astype(xp.float64)
     rest = pixels.values - flux[:, None, None].astype(pixels.values.dtype) * psf.light
-    chi2 = xp.where(used, rest * rest * pixels.inverse, 0.0).sum(axis=(1, 2)).astype(xp.float64)
+    chi2 = inner(rest * rest, pixels.inverse * used)
     n = xp.maximum(n - 1.0, 1.0)
     return xp.maximum(chi2 / (n + _CHI2_SIGMA * xp.sqrt(2.0 * n)), 1.0)
 
@@ -167,9 +167,9 @@ class _Leverage:
         psf = parts["psf"]
         self._white, self._share = {}, {}
         for name, one in measures.items():
-            squares = one.weights * one.weights * one.pixels.variance
-            self._white[name] = squares.sum(axis=(1, 2)).astype(xp.float64)
-            part = xp.where(one.pixels.fitted, squares, 0.0).sum(axis=(1, 2))
+            squares = one.weights * one.weights
+            self._white[name] = inner(squares, one.pixels.variance)
+            part = inner(squares, one.pixels.variance * one.pixels.fitted)
             self._share[name] = part / xp.where(self._white[name] > 0, self._white[name], 1.0)
         inverse = 1.0 / xp.where(self._white["psf"] > 0, self._white["psf"], xp.inf)  # phi^T W phi
         self._levers = {name: self._share["psf"] * inverse * inner(part.coordinates, psf.directions)

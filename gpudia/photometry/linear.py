@@ -17,9 +17,9 @@ from scipy import fft
 
 from gpudia.backend import backend_of, to_device, to_host
 from gpudia.errors import InputError
-from gpudia.photometry.stamps import FloatArray, Stamps, StampsOn, rows_of
+from gpudia.photometry.stamps import FloatArray, Stamps, StampsOn, inner, rows_of
 
-__all__ = ["EpochNoise", "LinearVariance", "NoiseUnder", "finite", "inner", "linear_flux_variance", "transform_side"]
+__all__ = ["EpochNoise", "LinearVariance", "NoiseUnder", "finite", "linear_flux_variance", "transform_side"]
 
 #: Polynomial terms at pixel positions: ``terms(x, y)`` has the terms on a last axis, after the shape of x and y.
 Terms = Callable[[Any, Any], Any]
@@ -200,12 +200,17 @@ class NoiseUnder:
         self.kernel_terms = self._terms(noise.kernel_terms)
         self._variance = self._spectra = None
         if noise.reference_variance is not None:
-            self._variance = finite(wide.gather(noise.reference_variance, self.half).astype(dtype))
+            plane = finite(wide.gather(noise.reference_variance, self.half).astype(dtype))
+            # as wide as the transforms: what is summed with it is then one piece of memory
+            self._variance = self.backend.xp.zeros((*plane.shape[:2], side), dtype=dtype)
+            self._variance[:, :, :plane.shape[2]] = plane
         if noise.covariance is not None:
             reference = finite(wide.gather(noise.reference, self.half).astype(dtype))
             self._spectra = self.backend.rfft2(reference, (side, side))
             free = np.ones((noise.kernel_size,) * 2, bool) if noise.support is None else np.asarray(noise.support, bool)
-            self._free = to_device(np.flatnonzero(free), self.backend)
+            # the transform back has lags[v] = sum_x a(x) R(x + v - h), so that the kernel's offset is u = h - v
+            rows, columns = (2 * self.half - place for place in np.nonzero(free))
+            self._free = to_device(rows * side + columns, self.backend)
             self._prepare_background(noise)
 
     def _prepare_background(self, noise: EpochNoise) -> None:
@@ -274,7 +279,7 @@ class NoiseUnder:
 
         What the coefficients' noise adds is left to `LinearVariance.with_covariance`.
         """
-        total = (weights * weights * own).sum(axis=(1, 2))
+        total = inner(weights * weights, own)
         if self._variance is not None:
             total = total + self._reference_term(weights, seen.spectra, own, noise.shared, kernel_spectra)
         return LinearVariance(total, self.backend.xp.zeros_like(total), seen.rows, seen.coordinates)
@@ -283,22 +288,22 @@ class NoiseUnder:
         """Sum of (a correlated with k)^2 times the reference's variance, less what it shares with the image, (S,)."""
         m, h = self.stamps.stamps.size, self.half
         product = spectra * (self.backend.xp.conj(kernel_spectra) * self._to_centre)
-        response = self.backend.irfft2(product, (self.side, self.side), m + 2 * h)[:, :, :m + 2 * h]
-        term = (response * response * self._variance).sum(axis=(1, 2))
+        response = self.backend.irfft2(product, (self.side, self.side), m + 2 * h)
+        term = inner(response * response, self._variance)
         if shared:
             term = term - 2 * shared * (weights * response[:, h:h + m, h:h + m] * own).sum(axis=(1, 2))
         return term
 
     def _design_rows(self, spectra: Any, total: Any) -> Any:
         """Rows g = U^T a, one for each star, (S, n)."""
-        xp, h = self.backend.xp, self.half
-        lags = self.backend.irfft2(self._spectra * xp.conj(spectra), (self.side, self.side), 2 * h + 1)
-        # lags[v] = sum_x a(x) R(x + v - h), so that the kernel's offset is u = h - v: read it backwards
-        lags = lags[:, 2 * h::-1, 2 * h::-1] if h else lags[:, :1, :1]
-        lags = xp.take(lags.reshape(len(lags), (2 * h + 1) ** 2), self._free, axis=1)
-        terms = self.kernel_terms.astype(self.dtype)
-        parts = [terms[:, p, None] * lags for p in range(int(terms.shape[1]))]
-        return xp.concatenate([*parts, self._background.astype(self.dtype) * total[:, None]], axis=1)
+        xp, terms = self.backend.xp, self.kernel_terms.astype(self.dtype)
+        lags = self.backend.irfft2(self._spectra * xp.conj(spectra), (self.side, self.side), 2 * self.half + 1)
+        lags = xp.take(lags.reshape(len(lags), (2 * self.half + 1) * self.side), self._free, axis=1)
+        rows = xp.empty((len(lags), lags.shape[1] * terms.shape[1] + self._background.shape[1]), dtype=self.dtype)
+        for p in range(int(terms.shape[1])):
+            rows[:, p * lags.shape[1]:(p + 1) * lags.shape[1]] = terms[:, p, None] * lags
+        rows[:, lags.shape[1] * terms.shape[1]:] = self._background.astype(self.dtype) * total[:, None]
+        return rows
 
 
 def linear_flux_variance(weights: FloatArray, stamps: Stamps, noise: EpochNoise) -> FloatArray:
@@ -357,9 +362,3 @@ def finite(stamps: Any) -> Any:
     """Replace what is not finite by 0: such a pixel is masked and its weight 0, but 0 * nan would spoil the star."""
     xp = backend_of(stamps).xp
     return xp.where(xp.isfinite(stamps), stamps, 0.0)
-
-
-def inner(a: Any, b: Any) -> Any:
-    """Inner products of the rows of a and b, (S, n) each: (S,) float64."""
-    xp = backend_of(a).xp
-    return xp.einsum("ij,ij->i", a, b).astype(xp.float64)

@@ -10,7 +10,7 @@ from scipy import fft
 
 from gpudia.backend import backend_of
 from gpudia.errors import InputError
-from gpudia.photometry.stamps import FloatArray
+from gpudia.photometry.stamps import FloatArray, inner
 
 __all__ = ["check_psf", "epoch_psf", "shift_spectra", "shifted_psf", "smooth_profile", "to_size"]
 
@@ -111,7 +111,7 @@ def smooth_profile(stamps: Any) -> Any:
     broad, steep = broad * broad * broad, steep * steep * steep
     steep = steep * steep
     steep = steep * steep
-    aa, ab, bb, ap, bp = ((one * other).sum(axis=(1, 2)).astype(xp.float64) for one, other in (
+    aa, ab, bb, ap, bp = (inner(one, other) for one, other in (
         (broad, broad), (broad, steep), (steep, steep), (broad, stamps), (steep, stamps)))
     det = aa * bb - ab * ab
     size = xp.where(det > 0, 1 / xp.where(det > 0, det, 1.0), 0.0)

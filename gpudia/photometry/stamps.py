@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from gpudia.backend import Backend, to_device
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 
-__all__ = ["FloatArray", "ForcedFluxes", "Stamps", "StampsOn", "rows_of", "source_flags"]
+__all__ = ["FloatArray", "ForcedFluxes", "Stamps", "StampsOn", "inner", "rows_of", "source_flags"]
 
 FloatArray = NDArray[np.float64]
 
@@ -102,13 +104,18 @@ class StampsOn:
     def __init__(self, stamps: Stamps, shape: tuple[int, int], backend: Backend) -> None:
         self.stamps, self.shape, self.backend = stamps, shape, backend
         self._places: dict[int, tuple[Any, Any]] = {}
-        first, last = stamps.centres - stamps.size // 2, stamps.centres + stamps.size // 2
-        inside = len(stamps) > 0 and (first >= 0).all() and (last < (shape[1], shape[0])).all()
-        #: First column and row of stamps that all lie in a frame of the host: cut out as windows, in half the time.
-        self._corners = first.T if inside and backend.array_type is np.ndarray else None
 
     def __len__(self) -> int:
         return len(self.stamps)
+
+    @cached_property
+    def _corners(self) -> NDArray[np.int64] | None:
+        """First column and row of stamps that all lie in a frame of the host: cut out as windows, in half the time."""
+        if self.backend.array_type is not np.ndarray or not len(self):
+            return None
+        first = self.stamps.centres - self.stamps.size // 2
+        inside = (first >= 0).all() and (first + self.stamps.size <= (self.shape[1], self.shape[0])).all()
+        return first.T if inside else None
 
     def only(self, numbers: NDArray[np.int64] | slice) -> StampsOn:
         """Return the same for some of the stars."""
@@ -137,6 +144,15 @@ class StampsOn:
         flat, inside = self._place(margin)
         cut = self.backend.xp.take(frame.reshape(-1), flat)
         return cut if inside is None else self.backend.xp.where(inside, cut, outside).astype(cut.dtype)
+
+
+def inner(a: Any, b: Any) -> Any:
+    """Inner products of the stamps or rows of a and b, (S, m, m) or (S, n) each: (S,) float64.
+
+    As products of matrices of one row and one column: a third of the time of a sum of the product.
+    """
+    shape = len(a), math.prod(a.shape[1:])
+    return (a.reshape(*shape[:1], 1, shape[1]) @ b.reshape(*shape, 1)).reshape(len(a)).astype(float)
 
 
 #: Bits of pixels that raise a bit of their own in the star's flags. All that is ignored, but for what lies beyond an
