@@ -214,7 +214,7 @@ def frame_quality(frame: Frame, stars: Table) -> FrameQuality:
     bright = np.flatnonzero(good & np.isfinite(widths))[:200]
     bright = bright[flux[bright] > 10 * flux_err[bright]]
     fwhm, ellipticity = (float(np.median(v[bright])) if len(bright) else math.nan for v in (widths, shapes))
-    saturated = float(np.mean((frame.mask & PIXEL_FLAGS.saturated) != 0))
+    saturated = np.count_nonzero(frame.mask & np.uint8(PIXEL_FLAGS.saturated)) / frame.mask.size
     return FrameQuality(fwhm, ellipticity, len(stars), frame.sky, frame.sky_noise, saturated)
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -281,14 +282,16 @@ def _make_setup(job: _Job, looks: Sequence[Look], best: Look) -> Setup:
         reference = stack_reference(reference, looks, config, store, job.backend)
     reference = settle_model(reference, config, _trial(job, trial_looks(looks, reference, config), reference))
     widths = [look.fwhm for look in looks if not look.reason]
-    measures = prepare_measures(reference, widths, config.aperture_radius, reference.config.background_degree)
     keep = kept(config)
-    at_once = images_at_once(reference.plan, config, job.backend, keep)
+    with ThreadPoolExecutor(1) as beside:  # a core for each
+        measures = beside.submit(prepare_measures, reference, widths, config.aperture_radius,
+                                 reference.config.background_degree)
+        at_once = images_at_once(reference.plan, config, job.backend, keep)
     if config.batch_size == "auto":
         at_once = job.executor.frames_of_batch(at_once, len(widths))
     lean = replace(reference, look=replace(reference.look, seen=Seen(), seconds=0.0, registration=None),
                    cutout=replace(reference.cutout, catalog=None), scale_bias=float(to_host(reference.plan.scale_bias)))
-    return Setup(job.looks, lean, measures, at_once, bytes_of_batch(reference.plan, at_once, keep), job.output)
+    return Setup(job.looks, lean, measures.result(), at_once, bytes_of_batch(reference.plan, at_once, keep), job.output)
 
 
 def _trial(job: _Job, looks: Sequence[Look], reference: RunReference) -> PreparedBatch | None:

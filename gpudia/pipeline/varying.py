@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -66,7 +67,10 @@ def find_varying(reference: RunReference, looks: Sequence[Look], config: RunConf
     if len(stars) < _LEAST_STARS or len(frames) < _LEAST_FRAMES:
         return none
     current = replace(reference, config=carried_model(reference, config, _DEGREE))
-    measures = _measures(current, stars, [look.fwhm for look in frames if math.isfinite(look.fwhm)])
+    with ThreadPoolExecutor(1) as beside:  # a core for each
+        measuring = beside.submit(_measures, current, stars, [x.fwhm for x in frames if math.isfinite(x.fwhm)])
+        _ = current.plan
+    measures = measuring.result()
     epochs = _measured(current, measures, frames, store, backend)
     if len(epochs) < _LEAST_FRAMES:
         return none
