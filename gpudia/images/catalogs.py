@@ -186,7 +186,7 @@ def _star_flags(frame: Frame, shapes: Shapes, width: float) -> NDArray[np.int32]
     edge = np.minimum.reduce([shapes.x, shapes.y, columns - 1 - shapes.x, rows - 1 - shapes.y])
     flags[edge < width] |= SOURCE_FLAGS.outside
     pairs = KDTree(np.column_stack([shapes.x, shapes.y])).query_pairs(2 * width, output_type="ndarray")
-    flags[np.unique(pairs)] |= SOURCE_FLAGS.neighbour
+    flags[pairs.ravel()] |= SOURCE_FLAGS.neighbour
     return flags
 
 
