@@ -186,7 +186,7 @@ def _star_flags(frame: Frame, shapes: Shapes, width: float) -> NDArray[np.int32]
     edge = np.minimum.reduce([shapes.x, shapes.y, columns - 1 - shapes.x, rows - 1 - shapes.y])
     flags[edge < width] |= SOURCE_FLAGS.outside
     pairs = KDTree(np.column_stack([shapes.x, shapes.y])).query_pairs(2 * width, output_type="ndarray")
-    flags[np.unique(pairs)] |= SOURCE_FLAGS.neighbour
+    flags[pairs.ravel()] |= SOURCE_FLAGS.neighbour
     return flags
 
 
@@ -214,7 +214,7 @@ def frame_quality(frame: Frame, stars: Table) -> FrameQuality:
     bright = np.flatnonzero(good & np.isfinite(widths))[:200]
     bright = bright[flux[bright] > 10 * flux_err[bright]]
     fwhm, ellipticity = (float(np.median(v[bright])) if len(bright) else math.nan for v in (widths, shapes))
-    saturated = float(np.mean((frame.mask & PIXEL_FLAGS.saturated) != 0))
+    saturated = np.count_nonzero(frame.mask & np.uint8(PIXEL_FLAGS.saturated)) / frame.mask.size
     return FrameQuality(fwhm, ellipticity, len(stars), frame.sky, frame.sky_noise, saturated)
 
 

@@ -199,7 +199,7 @@ def make_frame(
     maps = measure_sky(values, seen)
     sky, noise = (_typical(m, ~seen) for m in maps[:2])
     _refuse_noiseless(noise, path)
-    values = np.where(np.isfinite(values), values, maps.sky).astype(values.dtype, copy=False)
+    np.copyto(values, maps.sky, where=no_light)
     facts, flags = _complete(facts, values, mask, (sky, noise), dtype, layout, path)
     with np.errstate(invalid="ignore", over="ignore"):
         mask[values >= facts["saturation"]] |= PIXEL_FLAGS.saturated

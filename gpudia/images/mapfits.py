@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -68,7 +69,7 @@ def fit_map(a: NDArray, b: NDArray, sigma: NDArray, most: int = 3) -> MapFit:
         fits.append(_fit_polynomial(a, b, weight, degree))
         misfits.append(_chi2(fits[-1], a, b, weight))
     tiny = 1e-12 * n  # of chi^2: rounding is no reason for a term
-    costs = [n * np.log(chi2 + tiny) + fit.parameters * np.log(n) for fit, chi2 in zip(fits, misfits, strict=True)]
+    costs = [n * math.log(chi2 + tiny) + fit.parameters * math.log(n) for fit, chi2 in zip(fits, misfits, strict=True)]
     return fits[int(np.argmin(costs))]
 
 
@@ -91,7 +92,8 @@ def _fit_polynomial(a: NDArray, b: NDArray, weight: NDArray, degree: int) -> Map
     units = monomials((reach, reach), degree)
     solution = solution / units
     solution[:, 2] += middle
-    matrix = np.column_stack([solution[:, :2], solution[:, 2] - solution[:, :2] @ origin])
+    matrix = solution[:, :3].copy()
+    matrix[:, 2] -= matrix[:, :2] @ origin
     kind = "affine" if degree == 1 else "polynomial"
     return MapFit(kind, matrix, solution[:, 3:], origin, design.T @ design, units, 2 * len(units))
 

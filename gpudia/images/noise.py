@@ -30,6 +30,9 @@ NOISE_SOURCES = ("auto", "header", "data")
 #: Side of the meshes in which sky and noise are measured: several times the widest PSF, small against the sky's slope.
 MESH = 32
 
+#: Pixels further off than this count as if they were no further: float32 holds the sum of a mesh's squares.
+_FAR = 5e17
+
 
 class SkyMaps(NamedTuple):
     """What `measure_sky` found: `sky` and `noise` of shape (H, W), ADU; `white`, the noise without what is correlated
@@ -85,8 +88,8 @@ def measure_sky(data: NDArray, mask: NDArray[np.bool_] | None = None) -> SkyMaps
     ratio = ratio[np.isfinite(ratio) & (ratio > 0.1)]  # meshes with hardly a pixel have no spread but rounding
     correlation = max(1.0, float(np.percentile(ratio, 10))) if ratio.size else 1.0
     noise = np.where(rough > 0, rough * correlation, spread)  # coarsely quantised data have no second differences
-    noise = _smooth_map(noise, data.shape)
-    return SkyMaps(_smooth_map(level, data.shape), noise, noise / np.float32(correlation))
+    sky, noise = _smooth_maps((level, noise), data.shape)
+    return SkyMaps(sky, noise, noise / np.float32(correlation))
 
 
 def _mesh_values(image: NDArray) -> tuple[NDArray, NDArray, NDArray]:
@@ -118,8 +121,8 @@ def _clipped(values: NDArray, sigma: float = 3.0, rounds: int = 5) -> tuple[NDAr
     values = np.sort(values, axis=-1)  # what is kept is a range then; NaN comes last
     first, finite = np.zeros(len(values), np.intp), np.isfinite(values).sum(axis=-1)
     count = finite
-    origin = _middle(values, first, count)
-    offset = values - origin[:, None]
+    origin = _middle(values, first, count).astype(values.dtype)
+    offset = np.clip(values - origin[:, None], -_FAR, _FAR)
     offset[np.isnan(offset)] = 0.0
     row = np.arange(len(values))
     for _ in range(rounds + 1):
@@ -152,12 +155,12 @@ def _meshes(image: NDArray) -> NDArray:
     return padded.reshape(h, side, w, side).swapaxes(1, 2).reshape(h, w, side * side)
 
 
-def _smooth_map(mesh: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Median-filter the meshes 3 x 3 and interpolate them linearly to every pixel."""
-    mesh = ndimage.median_filter(mesh, size=3, mode="nearest")
+def _smooth_maps(meshes: tuple[NDArray, ...], shape: tuple[int, ...]) -> list[NDArray[np.float32]]:
+    """Median-filter the meshes of some maps 3 x 3 and interpolate them linearly to every pixel."""
     side = min(MESH, *shape)
-    rows, columns = (_hats(size, count, side) for size, count in zip(shape, mesh.shape, strict=True))
-    return (rows @ mesh @ columns.T).astype(np.float32)
+    rows, columns = (_hats(size, count, side) for size, count in zip(shape, meshes[0].shape, strict=True))
+    smooth = (ndimage.median_filter(mesh, size=3, mode="nearest") for mesh in meshes)
+    return [(rows @ mesh @ columns.T).astype(np.float32) for mesh in smooth]
 
 
 def _hats(size: int, count: int, side: int) -> NDArray[np.float64]:
@@ -369,7 +372,7 @@ def unexposed(data: NDArray, good: NDArray[np.bool_], sky: float, noise: float) 
         looked for only where the sky stands at least 10 sigma above zero.
     """
     zero = (data == 0) & good
-    if 0 < zero.sum() < 0.5 * data.size:
+    if 0 < np.count_nonzero(zero) < 0.5 * data.size:
         core = ndimage.binary_opening(zero, np.ones((5, 5)))
         found = _large(ndimage.binary_propagation(core, mask=zero), 100) if core.any() else np.zeros_like(zero)
     else:

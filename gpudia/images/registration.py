@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -245,9 +246,9 @@ def _clipped_fit(
         if keep.all():
             break
         i, j = i[keep], j[keep]
-    rms = float(np.sqrt(np.average(distance**2, weights=sigma**-2)))
+    rms = math.sqrt((relative**2).sum() / (sigma**-2).sum())
     free = 2 * len(relative) - fit.parameters
-    excess = float(np.sum(relative**2)) / max(free, 1)
+    excess = float((relative**2).sum()) / max(free, 1)
     if a.measured or b.measured or free < 10:  # errors that were guessed can also be too large
         excess = max(excess, 1.0)
     return _Fit(fit, i, j, rms, float(distance.max()), excess, offered)

@@ -13,7 +13,7 @@ from gpudia.backend import Backend, to_device, to_host
 from gpudia.errors import InputError
 from gpudia.flags import PIXEL_FLAGS, SOURCE_FLAGS
 from gpudia.photometry.apertures import aperture_weights, stamp_side
-from gpudia.photometry.leverage import HIGH, Strong, Under, Verdict, Weighted, each, fluxes_of, picked, stated
+from gpudia.photometry.leverage import HIGH, Strong, Under, Verdict, Weighted, each, fluxes_of, picked, stated, sums_of
 from gpudia.photometry.linear import EpochNoise, NoiseUnder, WeightsSeen, finite, transform_side
 from gpudia.photometry.psf import check_psf, shift_spectra, shifted_psf, smooth_profile, to_size
 from gpudia.photometry.stamps import FloatArray, ForcedFluxes, Stamps, StampsOn, inner, rows_of, source_flags
@@ -168,7 +168,8 @@ class Block:
             seen = self._weights_seen(name, one, noise, verdicts[name].ok)
             part = self.under[name].variance(one.weights, one.pixels.own, noise, spectra[name], seen)
             parts[name] = part.with_covariance(noise.covariance)
-        found, leverage = fluxes_of(self.xp, noise, used, parts, self.stars.convolved)
+        sums = {name: sums_of(self.xp, one, self.stars.convolved and name == "psf") for name, one in used.items()}
+        found, leverage = fluxes_of(self.xp, sums, parts)
         could = sum(verdict.ok for verdict in verdicts.values())
         high = np.flatnonzero(to_host((leverage > HIGH) & (could > 0)))
         if not high.size:
@@ -176,14 +177,19 @@ class Block:
         which = rows_of(high, self.backend)
         if noise.correction is not None:  # which says what the covariance makes of the rows
             parts = {name: part._replace(coordinates=None, directions=None) for name, part in parts.items()}
-        used, parts = picked(used, which), picked(parts, which)
-        if self.stars.convolved:  # the pull on the model is that of the PSF itself, of which its own weights tell
-            psf, under = picked(measures["psf"], which), self.under["psf"].only(high)
-            own = under.variance(psf.weights, psf.pixels.own, noise, _spectra_of(spectra["psf"], which),
-                                 under.see(psf.weights, noise))
-            own = own if noise.correction is not None else own.with_covariance(noise.covariance)
-            used, parts = used | {"psf": psf, "quiet": used["psf"]}, parts | {"psf": own, "quiet": parts["psf"]}
-        return found, high, Strong(picked(verdicts, which), used, parts)
+        strong = Strong(*(picked(some, which) for some in (verdicts, sums, parts)))
+        return found, high, self._with_own(strong, high, measures, noise, spectra) if self.stars.convolved else strong
+
+    def _with_own(self, strong: Strong, high: NDArray[np.int64], measures: dict[str, Weighted], noise: EpochNoise,
+                  spectra: dict[str, Any]) -> Strong:
+        """Add what the PSF's own weights tell: its pull on the model is that of the PSF itself."""
+        which = rows_of(high, self.backend)
+        psf, under = picked(measures["psf"], which), self.under["psf"].only(high)
+        part = under.variance(psf.weights, psf.pixels.own, noise, _spectra_of(spectra["psf"], which),
+                              under.see(psf.weights, noise))
+        part = part if noise.correction is not None else part.with_covariance(noise.covariance)
+        return strong._replace(sums=strong.sums | {"psf": sums_of(self.xp, psf, False), "quiet": strong.sums["psf"]},
+                               parts=strong.parts | {"psf": part, "quiet": strong.parts["psf"]})
 
     def _convolved(self, kernel_spectra: Any, scale: Any) -> Any:
         """The epoch's PSF at each star on its stamp."""

@@ -333,7 +333,7 @@ def _found(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], size
     def again(i: int) -> None:
         """All of an image at once: their directions are corrected together."""
         numbers, some = zip(*(strong[i][start] for start in sorted(strong[i])), strict=True)
-        put(put_right(xp, some, epochs[i].noise, stars.convolved), i, to_device(np.concatenate(numbers), backend))
+        put(put_right(xp, some, epochs[i].noise), i, to_device(np.concatenate(numbers), backend))
 
     wanted = sorted(set(sizes))
     at_once = max(1, _STARS_AT_ONCE // len(wanted))

@@ -9,8 +9,8 @@ from gpudia.flags import SOURCE_FLAGS
 from gpudia.photometry.linear import EpochNoise, LinearVariance
 from gpudia.photometry.stamps import ForcedFluxes, inner
 
-__all__ = ["HIGH", "Strong", "Under", "Verdict", "Weighted", "each", "fluxes_of", "picked", "put_right",
-           "stated"]
+__all__ = ["HIGH", "Strong", "Under", "Verdict", "Weighted", "each", "fluxes_of", "picked", "put_right", "stated",
+           "sums_of"]
 
 #: Leverage from which on a star's is worked out by itself, see `EpochNoise.correction`: estimates are off by a fifth.
 HIGH = 0.05
@@ -56,6 +56,19 @@ class Verdict(NamedTuple):
     n_masked: Any
 
 
+class Sums(NamedTuple):
+    """Sums over the pixels of a measure, (S,) float64 each.
+
+    Flux; variance by white noise; share of that on pixels which took part in the fit (None: not known); by how much
+    chi^2 of the PSF's fit exceeds what noise alone gives (None: not looked at).
+    """
+
+    flux: Any
+    white: Any
+    share: Any
+    excess: Any
+
+
 class Strong(NamedTuple):
     """Stars of high leverage on one image, and what their fluxes follow from, by measure; "psf" is the first.
 
@@ -63,7 +76,7 @@ class Strong(NamedTuple):
     """
 
     verdicts: dict[str, Verdict]
-    measures: dict[str, Weighted]
+    sums: dict[str, Sums]
     parts: dict[str, LinearVariance]
 
 
@@ -88,31 +101,49 @@ def picked(nested: Any, which: Any) -> Any:
     return each(lambda array: array[which], nested)
 
 
-def fluxes_of(xp: Any, noise: EpochNoise, measures: dict[str, Weighted], parts: dict[str, LinearVariance],
-              judged: bool) -> tuple[dict[str, _Flux], Any]:
-    """Fluxes of some stars and their leverage, (S,); with `judged` by how well the PSF fits, too.
+def sums_of(xp: Any, one: Weighted, judged: bool) -> Sums:
+    """Sums over the pixels of a measure; with `judged` by how well the PSF fits, too."""
+    squares, pixels = one.weights * one.weights, one.pixels
+    flux, white, share = inner(one.weights, pixels.values), inner(squares, pixels.variance), None
+    if pixels.fitted is not None:
+        share = inner(squares, pixels.variance * pixels.fitted) / xp.where(white > 0, white, 1.0)
+    return Sums(flux, white, share, _misfit(xp, one, flux) if judged else None)
+
+
+def fluxes_of(xp: Any, sums: dict[str, Sums], parts: dict[str, LinearVariance]) -> tuple[dict[str, _Flux], Any]:
+    """Fluxes of some stars without their pull on their own model, their variance, and the stars' leverage, (S,).
 
     Right for those stars only of which the measure can be had.
     """
-    lever = _Leverage(xp, noise, measures, parts)
-    found = {}
-    for name in measures:
-        if name == "quiet":
-            continue
-        origin = "quiet" if name == "psf" and "quiet" in measures else name
-        one = measures[origin]
-        flux = inner(one.weights, one.pixels.values)
-        excess = _misfit(xp, one, flux) if name == "psf" and judged else None
-        found[name] = (*lever.put_right(origin, flux), excess)
-    return found, lever.of_psf
+    psf, found = sums.get("psf"), {}
+    if psf is None or psf.share is None or parts["psf"].directions is None:
+        for name, one in sums.items():
+            found[name] = one.flux, parts[name].noise.astype(xp.float64) + parts[name].fit, one.excess
+        return found, xp.zeros(len(next(iter(sums.values())).flux))
+    pull = psf.share / xp.where(psf.white > 0, psf.white, xp.inf)  # white is 1 / phi^T W phi
+    leverage = pull * inner(parts["psf"].coordinates, parts["psf"].directions)
+    for name in sums:
+        if name != "quiet":
+            origin = "quiet" if name == "psf" and "quiet" in sums else name
+            lever = pull * inner(parts[origin].coordinates, parts["psf"].directions)
+            found[name] = _put_right(xp, sums[origin], parts[origin], lever)
+    return found, leverage
 
 
-def put_right(xp: Any, some: Sequence[Strong], noise: EpochNoise, judged: bool) -> dict[str, ForcedFluxes]:
+def _put_right(xp: Any, one: Sums, part: LinearVariance, lever: Any) -> _Flux:
+    """Flux, variance and misfit of a measure of which the fit took this share."""
+    noise = part.noise.astype(xp.float64)
+    excess = noise / xp.where(one.white > 0, one.white, 1.0)
+    left = xp.where(1.0 - lever > _LEFT, 1.0 - lever, xp.nan)
+    return one.flux / left, (noise + excess * (1.0 - 2.0 * one.share) * part.fit) / left**2, one.excess
+
+
+def put_right(xp: Any, some: Sequence[Strong], noise: EpochNoise) -> dict[str, ForcedFluxes]:
     """Fluxes of all stars of high leverage on an image, (S,), with their leverage as it is on this image."""
-    verdicts, measures, parts = each(lambda *arrays: xp.concatenate(arrays), *some)
+    verdicts, sums, parts = each(lambda *arrays: xp.concatenate(arrays), *some)
     if noise.correction is not None:
         parts = _corrected(xp, parts, noise.correction)
-    fluxes, _ = fluxes_of(xp, noise, measures, parts, judged)
+    fluxes, _ = fluxes_of(xp, sums, parts)
     return {name: stated(xp, verdict, *fluxes[name]) for name, verdict in verdicts.items()}
 
 
@@ -152,38 +183,3 @@ def _corrected(xp: Any, parts: dict[str, LinearVariance], correction: Any) -> di
     fits = [inner(psf, found), *more.reshape(len(others), len(psf))]
     return {name: part._replace(fit=fit, coordinates=rows, directions=found if name == "psf" else None)
             for (name, part), rows, fit in zip(parts.items(), (psf, *others), fits, strict=True)}
-
-
-class _Leverage:
-    """How much of a star's light and noise the fit of the model took up, and what that makes of its fluxes."""
-
-    def __init__(self, xp: Any, noise: EpochNoise, measures: dict[str, Weighted],
-                 parts: dict[str, LinearVariance]) -> None:
-        self.xp, self.parts = xp, parts
-        self.of_psf = xp.zeros(len(next(iter(measures.values())).weights))
-        self._share = None
-        if noise.fitted is None or noise.covariance is None or "psf" not in measures:
-            return
-        psf = parts["psf"]
-        self._white, self._share = {}, {}
-        for name, one in measures.items():
-            squares = one.weights * one.weights
-            self._white[name] = inner(squares, one.pixels.variance)
-            part = inner(squares, one.pixels.variance * one.pixels.fitted)
-            self._share[name] = part / xp.where(self._white[name] > 0, self._white[name], 1.0)
-        inverse = 1.0 / xp.where(self._white["psf"] > 0, self._white["psf"], xp.inf)  # phi^T W phi
-        self._levers = {name: self._share["psf"] * inverse * inner(part.coordinates, psf.directions)
-                        for name, part in parts.items()}
-        self.of_psf = self._levers["psf"]
-
-    def put_right(self, name: str, flux: Any) -> tuple[Any, Any]:
-        """Flux without the star's pull on its own model, and its variance."""
-        part = self.parts[name]
-        noise = part.noise.astype(self.xp.float64)
-        if self._share is None:
-            return flux, noise + part.fit
-        excess = noise / self.xp.where(self._white[name] > 0, self._white[name], 1.0)
-        left = 1.0 - self._levers[name]
-        left = self.xp.where(left > _LEFT, left, self.xp.nan)
-        fit = excess * (1.0 - 2.0 * self._share[name]) * part.fit
-        return flux / left, (noise + fit) / left**2

@@ -320,4 +320,4 @@ def _usable_share(frame: Frame, region: Region) -> float:
     height, width = region.shape
     y, x = max(region.y0, 0), max(region.x0, 0)
     inside = frame.mask[y:region.y0 + height, x:region.x0 + width]
-    return float((inside == 0).sum() / (height * width))
+    return np.count_nonzero(inside == 0) / (height * width)
