@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pytest
-from astropy.config import ConfigItem, ConfigNamespace
 from astropy.table import Table
 from test_resume import SETTINGS, _no_plots, assert_same, frames, series, settings, undisturbed  # noqa: F401
 
@@ -17,7 +16,7 @@ import gpudia
 from gpudia.backend import active_backend
 from gpudia.errors import ConfigError
 from gpudia.pipeline.codec import decode
-from gpudia.pipeline.executors import Here, Readers, WorkerDied, _settle
+from gpudia.pipeline.executors import Here, Readers, WorkerDied
 from gpudia.pipeline.tasks import do_batch
 
 dask = pytest.importorskip("dask")
@@ -296,15 +295,3 @@ def test_what_is_begun_has_its_result_whatever_becomes_of_the_process(started, t
         assert executor.begin(task, "a", b"x")() == result
     finally:
         executor.close()
-
-
-def test_settings_are_settled_at_their_values():
-    class Settings(ConfigNamespace):
-        count = ConfigItem(3, "a number", module="gpudia")
-        plain = 1
-
-    kept, count = Settings(), Settings.__dict__["count"]
-    count.set(5)
-    _settle(kept)
-    count.set(7)
-    assert (kept.count, kept.plain) == (5, 1)

@@ -17,9 +17,6 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
-from astropy.config import ConfigItem, ConfigNamespace
-from astropy.io import fits
-
 from gpudia.backend import active_backend, cores
 from gpudia.config import RunConfig
 from gpudia.pipeline.told import tell, told
@@ -223,18 +220,9 @@ def start_worker() -> None:
     It ends with that one, however that one ends: of a parent that is killed it would hear nothing, and wait for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _settle(fits.conf)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _settle(settings: ConfigNamespace) -> None:
-    """Keep astropy's settings as they are: to look them up for card after card takes a fortieth of a first look."""
-    kind = type(settings)
-    for name, item in [*vars(kind).items()]:
-        if isinstance(item, ConfigItem):
-            setattr(kind, name, item())
 
 
 def _end_with(parent: int) -> None:
