@@ -73,6 +73,12 @@ def measure_shapes(
     -------
     Shapes
         Position NaN where it left the neighbourhood of its peak or did not converge.
+
+    Notes
+    -----
+    That the steps come to rest says that a star is there. With steps along a secant (Anderson acceleration) they do so
+    in half the number, and at a twentieth more places; but of these two thirds were more than a pixel off any star, in
+    30 simulated crowded frames: in the wings of bright stars and between two of them.
     """
     sigma = fwhm / 2.3548
     half = int(np.ceil(3.0 * sigma)) + 1
