@@ -28,6 +28,7 @@ from gpudia.pipeline.epochs import kept
 from gpudia.pipeline.executors import Executor, WorkerDied, executor_for
 from gpudia.pipeline.journal import PIECES, STATE, Journal, locked, log_to, prepare_output
 from gpudia.pipeline.listing import distinct_names, expand_frames
+from gpudia.pipeline.look_tasks import LookJob, RegistrationJob, do_look, do_registrations
 from gpudia.pipeline.looks import Look, Seen, frame_errors
 from gpudia.pipeline.measure import prepare_measures
 from gpudia.pipeline.outputs import RunResult, write_results
@@ -49,17 +50,7 @@ from gpudia.pipeline.stages import add_times, stage, take_times
 from gpudia.pipeline.state import RunState, batch_key, inputs_of
 from gpudia.pipeline.stopping import Stop, listening
 from gpudia.pipeline.storage import check_space
-from gpudia.pipeline.tasks import (
-    BatchDone,
-    LookJob,
-    RegistrationJob,
-    Setup,
-    do_batch,
-    do_batches,
-    do_look,
-    do_registrations,
-    load_report,
-)
+from gpudia.pipeline.tasks import BatchDone, Setup, do_batch, do_batches, load_batches, load_report
 from gpudia.pipeline.varying import find_varying
 from gpudia.pipeline.warned import Repeats, repeats_folded, warnings_logged
 
@@ -162,6 +153,7 @@ def _steps(job: _Job, paths: Sequence[Path]) -> RunResult:
     note_times = note_barycentric(looks, job.config, job.executor)
     select_frames(looks, job.config.select)
     note_untimed(looks)
+    job.executor.prepare(load_batches)
     best = _reference_of_a_kind(job, looks, inputs)
     _register(job, looks, best)
     note_times()

@@ -1,8 +1,4 @@
-"""The tasks of a run: one frame's first look, some registrations, one batch. The same in this process and in others.
-
-A task takes an item and what all items share, and returns bytes (`gpudia.pipeline.codec`): results do not depend on
-where it was done.
-"""
+"""The task of a run that takes longest: one batch. The same in this process and in others, see `look_tasks`."""
 
 from __future__ import annotations
 
@@ -13,56 +9,29 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from threadpoolctl import ThreadpoolController
-
 from gpudia.backend import active_backend, to_host, use_backend
-from gpudia.config import RunConfig
 from gpudia.errors import FrameError
 from gpudia.model import DifferenceStack
 from gpudia.pipeline.codec import decode, encode
 from gpudia.pipeline.epochs import EpochOutcome, Product, finish, flagged, kept
-from gpudia.pipeline.looks import FrameStore, Look, Seen, frame_errors, take_look
+from gpudia.pipeline.look_tasks import LookJob, one_thread, shared_of
+from gpudia.pipeline.looks import Look, frame_errors
 from gpudia.pipeline.measure import EpochFluxes, Measures, measure_batch
 from gpudia.pipeline.outputs import write_difference
 from gpudia.pipeline.prepare import Prepared, PreparedBatch, place_batch, prepare, subtracted
 from gpudia.pipeline.reference import RunReference
-from gpudia.pipeline.registering import register_looks
 from gpudia.pipeline.stages import stage, take_times
 from gpudia.pipeline.storage import writing
 from gpudia.pipeline.warned import warnings_logged
 
-__all__ = ["BatchDone", "LookJob", "RegistrationJob", "Setup", "do_batch", "do_batches", "do_look", "do_registrations",
-           "load_report"]
+__all__ = ["BatchDone", "Setup", "do_batch", "do_batches", "load_batches", "load_report"]
 
 log = logging.getLogger("gpudia.pipeline")
-
-_libraries = ThreadpoolController()
-
-
-@dataclass(frozen=True)
-class LookJob:
-    """What the first looks of a run share."""
-
-    config: RunConfig
-    pieces: Path
-    n_frames: int
-
-    def store(self) -> FrameStore:
-        """Where frames are read and pieces of them kept."""
-        return FrameStore(self.config, self.pieces, self.n_frames)
-
-
-@dataclass(frozen=True)
-class RegistrationJob:
-    """What the registrations of a run share."""
-
-    config: RunConfig
-    reference: Look
 
 
 @dataclass(frozen=True)
@@ -104,35 +73,16 @@ class BatchDone:
         return [by_name[look.name] for look in looks]
 
 
-@lru_cache(maxsize=2)
-def _shared_of(record: bytes) -> Any:
-    """Return what a record holds, the same object for the same record: a process builds its plan once."""
-    return decode(record)
-
-
-def do_look(item: tuple[str, str], shared: bytes) -> bytes:
-    """Take the first look at a frame: path and name in, a record of the look, its large part and the times out."""
-    job: LookJob = _shared_of(shared)
-    path = Path(item[0])
-    with _one_thread(), warnings_logged(path):
-        look = take_look(path, item[1], job.store(), job.config)
-    return encode({"look": encode(replace(look, seen=Seen())), "seen": encode(look.large()), "times": take_times()})
-
-
-def do_registrations(items: Sequence[tuple[bytes, bytes]], shared: bytes) -> bytes:
-    """Register some frames: records of looks and of their large parts in, the looks (without these) out."""
-    job: RegistrationJob = _shared_of(shared)
-    looks = [replace(decode(look), seen=decode(seen)) for look, seen in items]
-    with _one_thread(), stage("register"):
-        register_looks(looks, job.reference, job.config)
-    return encode({"looks": [replace(look, seen=Seen()) for look in looks], "times": take_times()})
-
-
 def do_batch(item: Sequence[bytes], shared: bytes) -> bytes:
     """Work on one batch: records of looks in, a `BatchDone` out; difference images are on the disk then."""
-    setup: Setup = _shared_of(shared)
+    setup: Setup = shared_of(shared)
     _choose_backend(setup.looks.config.backend)
     return next(do_batches([[decode(look) for look in item]], setup))
+
+
+def load_batches(_: Any, __: bytes) -> bytes:
+    """Load this module: a third of a second that a process has while the reference is chosen."""
+    return b""
 
 
 def load_report(_: Any, __: bytes) -> bytes:
@@ -151,11 +101,6 @@ def _choose_backend(name: str) -> None:
     if _backend_asked != name:
         use_backend(name)
         _backend_asked = name
-
-
-def _one_thread() -> Any:
-    """BLAS on one thread: sums come out the same whatever frames stand beside one another, and cores are not shared."""
-    return _libraries.limit(limits=1, user_api="blas")
 
 
 _Ready = list[tuple[Look, Prepared]]
@@ -189,7 +134,7 @@ def do_batches(batches: Iterable[Sequence[Look]], setup: Setup) -> Iterator[byte
     """
     todo = iter(batches)
     _ = setup.reference.plan  # built here, not by two threads at once
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, _one_thread():
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, one_thread():
         coming = _next(todo, setup, reader)
         behind: _Pending | None = None
         while coming is not None:
