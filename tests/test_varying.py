@@ -10,8 +10,9 @@ from astropy.io import fits
 from astropy.table import Table
 
 import gpudia
+from gpudia.flags import PIXEL_FLAGS
 from gpudia.photometry import plainly_varying
-from gpudia.pipeline import job
+from gpudia.pipeline import job, measure
 from gpudia.pipeline.measure import _at_places
 from gpudia.pipeline.reference import RunReference, _discs, _reach, also_varying
 from gpudia.pipeline.varying import find_varying
@@ -126,11 +127,36 @@ def test_scales_do_not_follow_a_bright_star_that_varies(frames, tmp_path, monkey
     found = []
     monkeypatch.setattr(job, "find_varying", lambda *all_of_it: found.append(find_varying(*all_of_it)) or found[-1])
     off, error = scale_errors(frames, tmp_path / "found")
-    assert len(found[0]) == 1
-    assert np.abs(found[0] - PLACES[VARIABLE]).max() < 1
+    assert len(found[0][0]) == 1
+    assert np.abs(found[0][0] - PLACES[VARIABLE]).max() < 1
     assert "1 of the" in caplog.text
-    monkeypatch.setattr(job, "find_varying", lambda *_: np.empty((0, 2)))
+    monkeypatch.setattr(job, "find_varying", lambda *_: (np.empty((0, 2)), found[0][1]))
     pulled, _ = scale_errors(frames, tmp_path / "not_looked_for")
     # 15 pulls; the reference's part of the errors, common to all, is in the median, too
     assert np.sqrt(np.mean((off / error) ** 2)) < 1 + 4 / np.sqrt(2 * 15)
     assert pulled.std() > 2 * off.std()
+
+
+def test_stars_are_in_the_order_of_what_is_lost_of_them():
+    """A free place, one with not quite half of it masked on half of the frames, one with all on one, one at an edge."""
+    seen = np.zeros((4, 60, 60), np.uint8)
+    seen[:2, 10:40, 21:30] = PIXEL_FLAGS.bad
+    seen[3, 35:50, 35:50] = PIXEL_FLAGS.saturated
+    seen[:, :, 55:] = PIXEL_FLAGS.border
+    seen[:, 5:15, 5:15] = PIXEL_FLAGS.clipped  # that is measured
+    places = np.array([(50.0, 20.0), (42.0, 42.0), (20.0, 20.0), (51.0, 30.0), (10.0, 10.0), (-30.0, 10.0)])
+    assert list(measure._safest_first(places, 4.0, seen)) == [0, 4, 2, 1, 3, 5]
+
+
+def test_fluxes_do_not_depend_on_the_order_of_the_stars(frames, tmp_path, monkeypatch):
+    """But for what single precision leaves of sums in another order."""
+    found = []
+    for name, order in (("as they are", lambda places, *_: np.arange(len(places))),
+                        ("backwards", lambda places, *_: np.arange(len(places))[::-1])):
+        monkeypatch.setattr(measure, "_safest_first", order)
+        gpudia.run(gpudia.RunConfig(frames=str(frames[0]), output=str(tmp_path / name), products=False, kernel_size=15,
+                                    spatial_degree=0, align=False))
+        with fits.open(tmp_path / name / "lightcurves.fits") as hdus:
+            found.append([hdus[column].data for column in ("FLUX_DIFF_PSF", "FLUX_DIFF_ERR_PSF", "FLUX_DIFF_ERR_AP")])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.nanmedian(np.abs(found[0][1])))

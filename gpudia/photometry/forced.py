@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
 
 from gpudia.backend import Backend, backend_of, to_device, to_host
 from gpudia.errors import InputError
@@ -32,9 +31,6 @@ __all__ = ["forced_photometry", "measure_apertures", "psf_photometry"]
 _STARS_AT_ONCE = 8192
 #: Stars on stamps of a size of which what is ready is kept for the next stack, some 60 kB each.
 _KEPT = 2048
-#: What is around a star without an aperture, pixels; and how much of a kernel's core a hole of the reference takes.
-_AROUND, _HOLE = 5.0, 0.03
-
 
 def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any, psf: Any,
                       noises: Sequence[EpochNoise], *, radius: float | None,
@@ -268,7 +264,7 @@ def _measured(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], s
         check_fraction(limit)
     inside = _inside(stars, epochs)
     result = {name: _not_measured(inside.shape, sizes) for name in limits}
-    some = _safest_first(stars, np.flatnonzero(inside.any(axis=0)), epochs[0].noise)
+    some = np.flatnonzero(inside.any(axis=0))
     if some.size:
         ready = {} if ready is None or some.size * len(set(sizes)) > _KEPT else ready
         for name, fluxes in _found(stars[some], epochs, limits, sizes, ready).items():
@@ -285,22 +281,6 @@ def _inside(stars: Stars, epochs: Sequence[Epoch]) -> NDArray[np.bool_]:
     bits = [centre.gather(no_bits if epoch.flags is None else epoch.flags, outside=PIXEL_FLAGS.border)
             for epoch in epochs]
     return to_host(backend.xp.stack(bits))[:, :, 0, 0] & PIXEL_FLAGS.border == 0
-
-
-def _safest_first(stars: Stars, which: NDArray[np.int64], noise: EpochNoise) -> NDArray[np.int64]:
-    """Stars by how much of what is around them no image will have: holes of the reference, and a kernel's half of edge.
-
-    Those that are lost come last in their block: none of the work on the noise is done for them (`Block.measure`).
-    """
-    if stars.backend.array_type is not np.ndarray or noise.covariance is None:
-        return which  # on a GPU all stars of a block are worked on; without a covariance there is little work
-    half, around = noise.kernel_size // 2, stamp_side(stars.radius or _AROUND)
-    inner = slice(half, -half or None)
-    gone = np.ones(stars.shape, np.float32)
-    gone[inner, inner] = ~np.isfinite(noise.reference[inner, inner])
-    gone = uniform_filter((uniform_filter(gone, 5) > _HOLE).astype(np.float32), around, mode="nearest")
-    share = Stamps(stars.positions[which], 1).gather(gone)[:, 0, 0]
-    return which[np.argsort(share, kind="stable")]
 
 
 def _not_measured(shape: tuple[int, int], sizes: Sequence[int]) -> ForcedFluxes:

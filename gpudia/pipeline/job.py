@@ -269,7 +269,8 @@ def _make_setup(job: _Job, looks: Sequence[Look], best: Look) -> Setup:
     config, store = _bare(job.config), job.looks.store()
     with warnings_logged(best.path):
         reference = make_reference(best, store.whole(best), looks, provisional(config))
-    reference = also_varying(reference, find_varying(reference, looks, config, store, job.backend))
+    varying, seen = find_varying(reference, looks, config, store, job.backend)
+    reference = also_varying(reference, varying)
     if config.reference == "stack":
         reference = stack_reference(reference, looks, config, store, job.backend)
     reference = settle_model(reference, config, _trial(job, trial_looks(looks, reference, config), reference))
@@ -277,7 +278,7 @@ def _make_setup(job: _Job, looks: Sequence[Look], best: Look) -> Setup:
     keep = kept(config)
     with ThreadPoolExecutor(1) as beside:  # a core for each
         measures = beside.submit(prepare_measures, reference, widths, config.aperture_radius,
-                                 reference.config.background_degree)
+                                 reference.config.background_degree, seen)
         at_once = images_at_once(reference.plan, config, job.backend, keep)
     if config.batch_size == "auto":
         at_once = job.executor.frames_of_batch(at_once, len(widths))

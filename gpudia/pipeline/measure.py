@@ -35,6 +35,7 @@ from gpudia.photometry import (
     separate,
     variability,
 )
+from gpudia.photometry.apertures import aperture_weights, stamp_side
 from gpudia.photometry.crowded import first_of_place
 from gpudia.photometry.psf import to_size
 from gpudia.photometry.stamps import StampsOn
@@ -64,7 +65,8 @@ class Measures:
     of the reference are total fluxes without the neighbours' light, ADU, by method. `stamp_size` is the side of the
     stars' stamps in the worst seeing, `pairs` (P, 2) are rows of stars whose images overlap; `first` (S,) is the first
     row at each one's place; `varying` (S,) are the rows that say nothing about the model: what is kept out of the fit,
-    as it varies or may vary. `blank` (N, 2) are places without a star.
+    as it varies or may vary. `blank` (N, 2) are places without a star. `order` (S + N,) are stars and then these by how
+    often they are lost; empty: as they are.
     """
 
     positions: Float
@@ -83,6 +85,7 @@ class Measures:
     first: NDArray[np.int64]
     varying: NDArray[np.bool_]
     blank: Float = field(default_factory=lambda: np.empty((0, 2)))
+    order: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @cached_property
     def ready(self) -> dict[Any, Any]:
@@ -109,8 +112,11 @@ class EpochFluxes:
 
 
 def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radius: float | str,
-                     background_degree: int) -> Measures:
-    """Choose the aperture, build the PSF of the reference and measure all stars on it."""
+                     background_degree: int, seen: Bits | None = None) -> Measures:
+    """Choose the aperture, build the PSF of the reference and measure all stars on it.
+
+    `seen` (F, H, W) are pixel flags of some frames, which tell the stars that most will lose.
+    """
     cutout, stars = reference.cutout, reference.stars
     positions = np.column_stack([stars["x_cutout"], stars["y_cutout"]]).astype(float)
     if reference.target is not None:
@@ -134,13 +140,30 @@ def prepare_measures(reference: RunReference, fwhms: list[float], aperture_radiu
     pairs = pairs[(first[pairs] == pairs).all(axis=1)]
     inside, fitted = found.aperture, found.psf
     varying = _at_places(positions, first, reference.varying, place)
+    blank = blank_places(cutout.mask, positions, fitted.flux, fitted.error, varying, widest_seeing(known), len(fwhms))
     return Measures(
         positions, reference.target is not None, radius, side_of_stamps(widest_seeing(known), radius), psf,
         {"ap": inside.flux, "psf": fitted.flux}, {"ap": inside.error, "psf": fitted.error},
         {"ap": inside.flags, "psf": fitted.flags},
         np.where(cutout.mask != 0, np.nan, cutout.data).astype(float), cutout.variance.astype(float), cutout.shape,
-        background_degree, pairs, first, varying,
-        blank_places(cutout.mask, positions, fitted.flux, fitted.error, varying, widest_seeing(known), len(fwhms)))
+        background_degree, pairs, first, varying, blank,
+        np.empty(0, np.int64) if seen is None else _safest_first(np.vstack([positions, blank]), radius, seen))
+
+
+def _safest_first(places: Float, radius: float, seen: Bits) -> NDArray[np.int64]:
+    """Order of places by the share of their apertures that is ignored on some frames; all of it where an edge is in it.
+
+    Those that are lost then come last in their block, and none of the work on the noise is done for them
+    (`gpudia.photometry.blocks.Block`): a tenth of it all.
+    """
+    stamps = Stamps(places, stamp_side(radius))
+    circles = aperture_weights(places, radius, stamps.size)[0]
+    lost = np.zeros(len(places))
+    for bits in seen:
+        under = stamps.gather(bits, outside=PIXEL_FLAGS.border)
+        share = (circles * (under & (255 - PIXEL_FLAGS.clipped) != 0)).sum(axis=(1, 2)) / circles.sum(axis=(1, 2))
+        lost += np.where(((under & PIXEL_FLAGS.border != 0) & (circles > 0)).any(axis=(1, 2)), 1.0, share)
+    return np.argsort(lost, kind="stable")
 
 
 def _at_places(positions: Float, first: NDArray[np.int64], places: Float, reach: float) -> NDArray[np.bool_]:
@@ -312,9 +335,11 @@ def _noise(measures: Measures, reference: tuple[Any, Any], plan: ReferencePlan, 
 
 def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits], noises: Mapping[int, EpochNoise],
             sizes: Mapping[int, int], places: Float) -> dict[int, dict[str, ForcedFluxes]]:
-    """Fluxes at these places on some images of a stack, by number and measure."""
+    """Fluxes at these places, the first ones of stars and blank places, on some images, by number and measure."""
     if not noises:
         return {}
+    order = measures.order[measures.order < len(places)] if len(measures.order) else np.arange(len(places))
+    places, back = places[order], np.argsort(order)
     which = list(noises)
     some = slice(None) if which == list(range(len(stack))) else which  # no copies where it is all of them
     flags = to_device(np.stack([bits[i] for i in which]), backend_of(stack.difference))
@@ -322,7 +347,7 @@ def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits]
     found = forced_photometry(stack.difference[some], stack.variance[some], flags, places, psf,
                               list(noises.values()), radius=measures.radius, stamp_size=[sizes[i] for i in which],
                               max_masked_fraction=_MASKED, ready=measures.ready)
-    return {i: {name: ForcedFluxes(*(column[row] for column in fluxes)) for name, fluxes in found.items()}
+    return {i: {name: ForcedFluxes(*(column[row][back] for column in fluxes)) for name, fluxes in found.items()}
             for row, i in enumerate(which)}
 
 

@@ -40,7 +40,7 @@ _DEGREE = 1
 
 
 def find_varying(reference: RunReference, looks: Sequence[Look], config: RunConfig, store: FrameStore,
-                 backend: Backend) -> np.ndarray:
+                 backend: Backend) -> tuple[np.ndarray, np.ndarray]:
     """Find the bright stars that plainly vary, from forced photometry on some frames.
 
     A star that varies by a fifth and holds a hundredth of the light pulled the photometric scale by 1 %, four times
@@ -59,11 +59,13 @@ def find_varying(reference: RunReference, looks: Sequence[Look], config: RunConf
 
     Returns
     -------
-    (N, 2)
-        Places in the cutout; none where there are fewer than a dozen frames or than five bright stars.
+    places : (N, 2)
+        In the cutout; none where there are fewer than a dozen frames or than five bright stars.
+    seen : (F, H, W) uint8
+        Pixel flags of the frames that were looked at.
     """
     stars, frames = _bright(reference), _some(looks, reference)
-    none = np.empty((0, 2))
+    none = np.empty((0, 2)), np.empty((0, *reference.cutout.shape), np.uint8)
     if len(stars) < _LEAST_STARS or len(frames) < _LEAST_FRAMES:
         return none
     current = replace(reference, config=carried_model(reference, config, _DEGREE))
@@ -71,7 +73,7 @@ def find_varying(reference: RunReference, looks: Sequence[Look], config: RunConf
         measuring = beside.submit(_measures, current, stars, [x.fwhm for x in frames if math.isfinite(x.fwhm)])
         _ = current.plan
     measures = measuring.result()
-    epochs = _measured(current, measures, frames, store, backend)
+    epochs, seen = _measured(current, measures, frames, store, backend)
     if len(epochs) < _LEAST_FRAMES:
         return none
     delta, error, total = (np.array([getattr(one.fluxes["psf"], name) for one in epochs])
@@ -83,7 +85,7 @@ def find_varying(reference: RunReference, looks: Sequence[Look], config: RunConf
         where = ", ".join("({:.1f}, {:.1f})".format(*reference.region.to_frame(place)) for place in places)
         log.info("%d of the %d brightest stars plainly vary and are kept out of the fit: at %s", len(places),
                  len(varies), where)
-    return places
+    return places, np.stack(seen)
 
 
 def _bright(reference: RunReference) -> Table:
@@ -127,14 +129,15 @@ def _measures(reference: RunReference, stars: Table, fwhms: Sequence[float]) -> 
 
 
 def _measured(reference: RunReference, measures: Measures, frames: Sequence[Look], store: FrameStore,
-              backend: Backend) -> list[EpochFluxes]:
-    """Fluxes on those of the frames that can be subtracted; the others are reported later."""
+              backend: Backend) -> tuple[list[EpochFluxes], list[np.ndarray]]:
+    """Fluxes and pixel flags of those frames that can be subtracted; the others are reported later."""
     ready = []
     for look in frames:
         with contextlib.suppress(FrameError), frame_errors(look.path), warnings_logged(look.path):
             ready.append((look, prepare(partial(store.part, look), look.registration, reference.region,
                                         reference.config)))
     found: list[EpochFluxes] = []
+    seen: list[np.ndarray] = []
     keep = kept(reference.config)
     for batch in in_batches(ready, images_at_once(reference.plan, reference.config, backend, keep)):
         with contextlib.suppress(FrameError), frame_errors(reference.look.path):
@@ -148,4 +151,5 @@ def _measured(reference: RunReference, measures: Measures, frames: Sequence[Look
             fluxes = measure_batch(measures, reference.plan, stack, bits, placed.noise_ratio, {},
                                    {i: batch[i][0].fwhm for i in bits})
             found += fluxes.values()
-    return found
+            seen += bits.values()
+    return found, seen
