@@ -46,7 +46,7 @@ def test_no_places_where_there_is_no_room():
     none = np.empty(0)
     found = [len(blank_places(np.zeros(SHAPE), np.empty((0, 2)), none, none, none.astype(bool), FWHM, n))
              for n in (0, 16, 32, 64, 3000)]
-    assert found == [256, 256, 128, 64, 32]
+    assert found == [256, 256, 128, 64, 24]
 
 
 def epochs_of(truth, seed=2, n=N):

@@ -26,6 +26,10 @@ _FAINT = 0.01**2
 _ALIKE = 0.97
 
 
+#: No numbers of stars of high leverage, nor anything about these.
+_NO_STRONG: tuple[NDArray[np.int64], None] = np.empty(0, np.int64), None
+
+
 class Epoch(NamedTuple):
     """Planes (H, W) of one image, its flags (None: no pixel has any), and what its noise is made of."""
 
@@ -141,6 +145,9 @@ class Block:
                     for name in limits}
         verdicts = {name: _verdict(xp, one, usable, limits[name]) for name, one in measures.items()}
         n = self._worth_it(verdicts)
+        if not n:
+            none = xp.zeros(0)
+            return {name: stated(xp, verdict, none, none, None) for name, verdict in verdicts.items()}, *_NO_STRONG
         part = self if n == len(self.placed) else self.only(slice(n))
         found, *strong = part._fluxes(noise, picked(verdicts, slice(n)), picked(measures, slice(n)),
                                       {name: _spectra_of(one, slice(n)) for name, one in spectra.items()})
@@ -173,7 +180,7 @@ class Block:
         could = sum(verdict.ok for verdict in verdicts.values())
         high = np.flatnonzero(to_host((leverage > HIGH) & (could > 0)))
         if not high.size:
-            return found, high, None
+            return found, *_NO_STRONG
         which = rows_of(high, self.backend)
         if noise.correction is not None:  # which says what the covariance makes of the rows
             parts = {name: part._replace(coordinates=None, directions=None) for name, part in parts.items()}

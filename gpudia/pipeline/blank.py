@@ -25,7 +25,7 @@ __all__ = ["blank_places", "sky_scatter", "with_sky_excess"]
 Float = NDArray[np.float64]
 #: Places at most; in how many epochs so many may be measured, and how many are in all of a long series; how many are
 #: tried, and how many tell something.
-_MOST, _EPOCHS, _LEAST, _TRIED, _FEWEST = 256, 16, 32, 2048, 16
+_MOST, _EPOCHS, _LEAST, _TRIED, _FEWEST = 256, 16, 24, 2048, 16
 #: Signal to noise of a bright star; FWHM to keep away from any star, a bright one, and one that may vary.
 _BRIGHT, _REACHES = 100.0, (1.0, 2.0, 3.0)
 #: What is looked for, as a share of the stated error.
@@ -54,7 +54,7 @@ def blank_places(mask: NDArray[Any], positions: Float, flux: Float, error: Float
     Returns
     -------
     (N, 2)
-        256 at most, 32 in long series; none where there is no room for 16.
+        256 at most, 24 in long series, which tell the scatter of an epoch to 16 %; none where there is no room for 16.
     """
     height, width = mask.shape
     step = max(2 * fwhm, np.sqrt(mask.size / _TRIED))
