@@ -372,6 +372,19 @@ def test_what_is_ready_serves_the_next_stack_and_other_stars_of_it(constant):
     assert len(ready) > len(blocks)
 
 
+def test_what_is_ready_is_not_taken_for_other_stars(constant):
+    """As many, in the same places of their lists."""
+    stack, noises, ready = constant.stack, constant.noises()[:2], {}
+
+    def measure(stars, ready=None):
+        return forced_photometry(stack.difference[:2], stack.variance[:2], stack.flags[:2], constant.positions[stars],
+                                 PSF, noises, radius=4.0, stamp_size=15, ready=ready)
+
+    n = len(constant.positions) // 2
+    measure(slice(n), ready)
+    same(measure(slice(n, 2 * n), ready), measure(slice(n, 2 * n)), 1e-12)
+
+
 def test_flags_of_a_star_without_a_flux_do_not_depend_on_others(constant):
     """Half of the core of star 0 is masked, beside it lies what no PSF describes; it is measured first, last, alone."""
     stack, (x, y) = constant.stack, np.rint(constant.positions[0]).astype(int)

@@ -1,5 +1,6 @@
 """Runs that end early and go on: nothing is lost or done twice, the numbers are those of an undisturbed run."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -19,7 +20,9 @@ import gpudia
 from gpudia.cli import main
 from gpudia.errors import ConfigError, OutputError
 from gpudia.pipeline.codec import decode, encode
+from gpudia.pipeline.looks import Seen
 from gpudia.pipeline.records import RecordFile
+from gpudia.pipeline.state import RunState
 from gpudia.simulate import SimulationSettings, simulate_field, write_series
 
 SETTINGS = SimulationSettings(shape=(120, 130), n_epochs=6, seed=4, rotation=0.02, fwhm_range=(2.8, 4.0),
@@ -388,6 +391,18 @@ def test_values_come_back_bit_by_bit(series):
     assert list(back["stars"]["name"]) == ["a", "bc"]
     assert back["stars"].meta == {"ids": "catalog"}
     assert encode(back) == encode(decode(encode(back)))
+
+
+def test_records_of_other_classes_are_not_taken(tmp_path):
+    """A version of this library whose classes have other fields: what it knew is worked out anew."""
+    record = encode(Seen()).replace(b"catalog", b"listing")
+    with pytest.raises(ValueError, match="another version"):
+        decode(record)
+    with contextlib.closing(RunState(tmp_path / "state")) as state:
+        state.add_setup("inputs", record)
+        state.add_batch("one", record)
+        assert state.setup("inputs") is None
+        assert state.batch("one") is None
 
 
 def test_distorted_world_coordinates_come_back():

@@ -148,14 +148,15 @@ def test_stars_are_in_the_order_of_what_is_lost_of_them():
     assert list(measure._safest_first(places, 4.0, seen)) == [0, 4, 2, 1, 3, 5]
 
 
-def test_fluxes_do_not_depend_on_the_order_of_the_stars(frames, tmp_path, monkeypatch):
+@pytest.mark.parametrize("reference", ["auto", "stack"])
+def test_fluxes_do_not_depend_on_the_order_of_the_stars(reference, frames, tmp_path, monkeypatch):
     """But for what single precision leaves of sums in another order."""
     found = []
     for name, order in (("as they are", lambda places, *_: np.arange(len(places))),
                         ("backwards", lambda places, *_: np.arange(len(places))[::-1])):
         monkeypatch.setattr(measure, "_safest_first", order)
         gpudia.run(gpudia.RunConfig(frames=str(frames[0]), output=str(tmp_path / name), products=False, kernel_size=15,
-                                    spatial_degree=0, align=False))
+                                    spatial_degree=0, align=False, reference=reference))
         with fits.open(tmp_path / name / "lightcurves.fits") as hdus:
             found.append([hdus[column].data for column in ("FLUX_DIFF_PSF", "FLUX_DIFF_ERR_PSF", "FLUX_DIFF_ERR_AP")])
     for one, other in zip(*found, strict=True):

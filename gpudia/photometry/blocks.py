@@ -44,7 +44,6 @@ class Stars:
     """Where the stars are and what their light looks like; host side.
 
     `psf` is the epoch's or, if `convolved`, the reference's, which each epoch's kernel is to be convolved with.
-    `numbers` are those of the stars among all.
     """
 
     positions: FloatArray
@@ -54,11 +53,8 @@ class Stars:
     psf: Any = None
     convolved: bool = False
     radius: float = 0.0
-    numbers: Any = None
 
     def __post_init__(self) -> None:
-        if self.numbers is None:
-            self.numbers = np.arange(len(self.positions))
         if self.psf is not None:
             self.psf = check_psf(self.psf)
             if self.psf.ndim == 3 and len(self.psf) != len(self.positions):
@@ -75,7 +71,7 @@ class Stars:
 
     def __getitem__(self, which: Any) -> Stars:
         some = copy.copy(self)  # checked already
-        some.positions, some.numbers = self.positions[which], self.numbers[which]
+        some.positions = self.positions[which]
         if self.psf is not None and self.psf.ndim == 3:
             some.psf = self.psf[which]
         return some
@@ -159,12 +155,6 @@ class Block:
             return len(self.placed)
         some = np.flatnonzero(np.any([one.ok for one in verdicts.values()], axis=0))
         return int(some[-1]) + 1 if some.size else 0
-
-    def _of(self, which: Any, verdicts: dict[str, Verdict], measures: dict[str, Weighted],
-            spectra: dict[str, Any]) -> tuple[dict[str, Verdict], dict[str, Weighted], dict[str, Any]]:
-        """The same for some of the stars; of spectra for all of them nothing is picked."""
-        return (*each(lambda array: array[which], (verdicts, measures)),
-                {name: one if one is None or len(one) == 1 else one[which] for name, one in spectra.items()})
 
     def _fluxes(self, noise: EpochNoise, verdicts: dict[str, Verdict], measures: dict[str, Weighted],
                 spectra: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.int64], Strong | None]:

@@ -65,7 +65,7 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
     ----------
     difference, variance : (B, H, W)
         Difference images, ADU, and their variance, ADU^2 (image and reference together); arrays of one backend. float32
-        planes are worked on in float32 (fluxes to 1e-6, errors to 1e-3), others in float64.
+        planes are worked on in float32 (fluxes to 1e-6, errors to 3e-3), others in float64.
     flags : (B, H, W) uint8
         Bits of `gpudia.flags.PIXEL_FLAGS`; any but "clipped" = ignore. So are pixels without a finite difference and a
         positive variance.
@@ -86,7 +86,7 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
         Share of the star's weight (sum of phi^2; light in the aperture) that may be masked; above it the flux is NaN.
     ready : dict, optional
         Empty at first. What is made of the stars and the reference, a fifth of the work on 32 images, is kept there for
-        the next stack with the same stars (or the first of them, in order), PSF, radius, reference and covariance,
+        the next stack with the same stars in the same order, PSF, radius, reference and covariance,
         unless that is more than some 200 MB.
 
     Returns
@@ -329,7 +329,7 @@ def _found(stars: Stars, epochs: Sequence[Epoch], limits: dict[str, float], size
 
 def _blocks(parts: Sequence[tuple[int, Stars]], noise: EpochNoise, ready: dict[Any, Block]) -> list[Block]:
     """Blocks of stars on stamps of some sizes; those that are not ready are made."""
-    keys = [(size, stars.numbers.tobytes()) for size, stars in parts]
+    keys = [(size, stars.positions.tobytes()) for size, stars in parts]
     backend = parts[0][1].backend
     if any(key not in ready for key in keys) and sum(len(block.stars.positions) for block in ready.values()) > _KEPT:
         ready.clear()

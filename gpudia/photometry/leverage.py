@@ -180,6 +180,6 @@ def _corrected(xp: Any, parts: dict[str, LinearVariance], correction: Any) -> di
     """Parts of the variance with a better covariance, along the directions of the PSF fluxes."""
     psf, *others = (part.rows.astype(xp.float64) for part in parts.values())
     found, more = correction(psf, xp.concatenate(others) if others else psf[:0])
-    fits = [inner(psf, found), *more.reshape(len(others), len(psf))]
+    fits = [inner(psf, found), *(more[k * len(psf):(k + 1) * len(psf)] for k in range(len(others)))]
     return {name: part._replace(fit=fit, coordinates=rows, directions=found if name == "psf" else None)
             for (name, part), rows, fit in zip(parts.items(), (psf, *others), fits, strict=True)}

@@ -54,7 +54,7 @@ def blank_places(mask: NDArray[Any], positions: Float, flux: Float, error: Float
     Returns
     -------
     (N, 2)
-        256 at most, 24 in long series, which tell the scatter of an epoch to 16 %; none where there is no room for 16.
+        256 at most, 24 in long series, which tell an epoch's scatter to a sixth; none where there is no room for 16.
     """
     height, width = mask.shape
     step = max(2 * fwhm, np.sqrt(mask.size / _TRIED))

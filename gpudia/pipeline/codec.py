@@ -50,7 +50,7 @@ def decode(record: bytes) -> Any:
     Raises
     ------
     ValueError
-        If the bytes are no record.
+        If the bytes are no record, or one of another version of this library, whose classes have other fields.
     """
     end = _LENGTH + int.from_bytes(record[:_LENGTH], "little")
     return _back(json.loads(record[_LENGTH:end]), _Arrays(record, end))
@@ -127,6 +127,8 @@ def _made(module: str, name: str, values: dict[str, Any]) -> Any:
     kind = getattr(import_module(module), name) if module.startswith("gpudia.") else None
     if not (isinstance(kind, type) and _is_ours(kind)):
         raise ValueError(f"a record holds no {module}.{name}")
+    if set(values) != set(_fields(kind)):
+        raise ValueError(f"{module}.{name} must have the fields {_fields(kind)}, got {list(values)}: another version's")
     if hasattr(kind, "_fields"):
         return kind(**values)
     made = object.__new__(kind)  # as it was: not checked and completed once more

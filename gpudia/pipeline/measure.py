@@ -241,16 +241,19 @@ def measure_batch(measures: Measures, plan: ReferencePlan, stack: DifferenceStac
     noises = {i: _noise(measures, reference, plan, stack, i, noise_ratio, shares.get(i, 0.0)) for i in scales}
     sizes = {i: side_of_stamps(fwhms[i], measures.radius, measures.stamp_size) for i in scales}
     n = len(measures.positions)
-    forced = _forced(measures, stack, bits, noises, sizes, np.vstack([measures.positions, measures.blank]))
+    forced = _forced(measures, stack, bits, noises, sizes)
     # what a frame adds to the reference is in a total flux twice, as F_ref and as -F_ref: not less noise
     members = {i: replace(noise, shared=0.0) for i, noise in noises.items() if noise.shared}
-    alone = _forced(measures, stack, bits, members, sizes, measures.positions)
+    alone = _forced(measures, stack, bits, members, sizes)
+
+    def of_stars(found: dict[str, ForcedFluxes]) -> dict[str, ForcedFluxes]:
+        return {name: ForcedFluxes(*(column[:n] for column in one)) for name, one in found.items()}
 
     def epoch(i: int) -> EpochFluxes:
-        stars = {name: ForcedFluxes(*(column[:n] for column in one)) for name, one in forced[i].items()}
         scale = stack.scale_at(i, *measures.blank.T)
         blank = {name: np.array([one.flux[n:], one.error[n:]]) / scale for name, one in forced[i].items()}
-        return _epoch(measures, stars, alone.get(i), scales[i], float(to_host(stack.scale_error_image[i])),
+        return _epoch(measures, of_stars(forced[i]), of_stars(alone[i]) if i in alone else None, scales[i],
+                      float(to_host(stack.scale_error_image[i])),
                       _target_stamp(measures, stack, i, bits[i]) if measures.has_target else None,
                       _overlaps(measures, stack, i, bits[i], sizes[i]), blank)
 
@@ -334,11 +337,12 @@ def _noise(measures: Measures, reference: tuple[Any, Any], plan: ReferencePlan, 
 
 
 def _forced(measures: Measures, stack: DifferenceStack, bits: Mapping[int, Bits], noises: Mapping[int, EpochNoise],
-            sizes: Mapping[int, int], places: Float) -> dict[int, dict[str, ForcedFluxes]]:
-    """Fluxes at these places, the first ones of stars and blank places, on some images, by number and measure."""
+            sizes: Mapping[int, int]) -> dict[int, dict[str, ForcedFluxes]]:
+    """Fluxes of stars and at blank places on some images of a stack, by number and measure."""
     if not noises:
         return {}
-    order = measures.order[measures.order < len(places)] if len(measures.order) else np.arange(len(places))
+    places = np.vstack([measures.positions, measures.blank])
+    order = measures.order if len(measures.order) else np.arange(len(places))
     places, back = places[order], np.argsort(order)
     which = list(noises)
     some = slice(None) if which == list(range(len(stack))) else which  # no copies where it is all of them

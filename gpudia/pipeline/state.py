@@ -79,14 +79,18 @@ class RunState:
 
     def look(self, name: str, path: Path) -> Look | None:
         """Return the look at a file, if there is one and the file is as it was then; what is large of it stays here."""
-        key = f"look/{name}"
-        if key not in self._records:
-            return None
-        look: Look = decode(self._records[key])
-        if look.reason or look.path != path or look.stamp != stamp_of(path):
+        look: Look | None = self._known(f"look/{name}")
+        if look is None or look.reason or look.path != path or look.stamp != stamp_of(path):
             return None
         look.seen = partial(self._seen, name, look.stamp)
         return look
+
+    def _known(self, key: str) -> Any:
+        """What a record holds; None where there is none, or one of a version of this library with other classes."""
+        try:
+            return decode(self._records[key]) if key in self._records else None
+        except ValueError:
+            return None
 
     def is_known(self, name: str) -> bool:
         """Whether there was a look at a frame of this name."""
@@ -109,7 +113,8 @@ class RunState:
 
     def choice(self, inputs: str) -> str | None:
         """Name of the frame that was chosen as reference of these inputs."""
-        return decode(self._records[f"choice/{inputs}"]) if f"choice/{inputs}" in self._records else None
+        found: str | None = self._known(f"choice/{inputs}")
+        return found
 
     def add_choice(self, inputs: str, name: str) -> None:
         """Keep the name of the reference."""
@@ -117,10 +122,10 @@ class RunState:
 
     def registered(self, look: Look, reference: Look) -> bool:
         """Give a look its registration with a reference, if it is known."""
-        key = _pair(look, reference)
-        if key not in self._records:
+        found = self._known(_pair(look, reference))
+        if found is None:
             return False
-        look.registration, look.reason = decode(self._records[key])
+        look.registration, look.reason = found
         return True
 
     def add_registrations(self, looks: Sequence[Look], reference: Look) -> None:
@@ -131,7 +136,7 @@ class RunState:
     def setup(self, inputs: str) -> bytes | None:
         """Record of the setup of these inputs."""
         key = f"setup/{inputs}"
-        return self._records[key] if key in self._records else None  # noqa: SIM401 - no dictionary
+        return None if self._known(key) is None else self._records[key]
 
     def add_setup(self, inputs: str, setup: bytes) -> None:
         """Keep the setup."""
@@ -139,7 +144,8 @@ class RunState:
 
     def batch(self, key: str) -> BatchDone | None:
         """Return what came of a batch, if it is done."""
-        return decode(self._records[f"batch/{key}"]) if f"batch/{key}" in self._records else None
+        found: BatchDone | None = self._known(f"batch/{key}")
+        return found
 
     def add_batch(self, key: str, done: bytes) -> None:
         """Keep what came of a batch."""
