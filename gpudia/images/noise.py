@@ -30,9 +30,6 @@ NOISE_SOURCES = ("auto", "header", "data")
 #: Side of the meshes in which sky and noise are measured: several times the widest PSF, small against the sky's slope.
 MESH = 32
 
-#: Pixels further off than this count as if they were no further: float32 holds the sum of a mesh's squares.
-_FAR = 5e17
-
 
 class SkyMaps(NamedTuple):
     """What `measure_sky` found: `sky` and `noise` of shape (H, W), ADU; `white`, the noise without what is correlated
@@ -121,8 +118,8 @@ def _clipped(values: NDArray, sigma: float = 3.0, rounds: int = 5) -> tuple[NDAr
     values = np.sort(values, axis=-1)  # what is kept is a range then; NaN comes last
     first, finite = np.zeros(len(values), np.intp), np.isfinite(values).sum(axis=-1)
     count = finite
-    origin = _middle(values, first, count).astype(values.dtype)
-    offset = np.clip(values - origin[:, None], -_FAR, _FAR)
+    origin = _middle(values, first, count)
+    offset = values - origin[:, None]
     offset[np.isnan(offset)] = 0.0
     row = np.arange(len(values))
     for _ in range(rounds + 1):
