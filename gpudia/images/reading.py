@@ -304,8 +304,9 @@ def _wcs_of(header: fits.Header, hdus: fits.HDUList, text: str = "") -> WCS | No
         warnings.simplefilter("ignore", FITSFixedWarning)
         warnings.simplefilter("ignore", VerifyWarning)
         try:
-            plain = (text or _is_standard(header.tostring())) and _is_plain(header)
-            wcs = _plain_wcs(header, text or header.tostring()) if plain else WCS(header, fobj=hdus, naxis=2)
+            standard, text = bool(text), text or header.tostring()
+            plain = (standard or _is_standard(text)) and _is_plain(header)
+            wcs = _plain_wcs(header, text) if plain else WCS(header, fobj=hdus, naxis=2)
         except Exception:  # texts for numbers and numbers for texts, inconsistent distortions: astropy raises anything
             return None
     return wcs if wcs.has_celestial else None

@@ -25,7 +25,6 @@ _FAINT = 0.01**2
 #: Share of the information that a smooth profile has to keep of the PSF's.
 _ALIKE = 0.97
 
-
 #: No numbers of stars of high leverage, nor anything about these.
 _NO_STRONG: tuple[NDArray[np.int64], None] = np.empty(0, np.int64), None
 
@@ -172,7 +171,7 @@ class Block:
         if not high.size:
             return found, *_NO_STRONG
         which = rows_of(high, self.backend)
-        if noise.correction is not None:  # which says what the covariance makes of the rows
+        if noise.correction is not None:  # that says what the covariance makes of the rows
             parts = {name: part._replace(coordinates=None, directions=None) for name, part in parts.items()}
         strong = Strong(*(picked(some, which) for some in (verdicts, sums, parts)))
         return found, high, self._with_own(strong, high, measures, noise, spectra) if self.stars.convolved else strong

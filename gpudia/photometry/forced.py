@@ -32,6 +32,7 @@ _STARS_AT_ONCE = 8192
 #: Stars on stamps of a size of which what is ready is kept for the next stack, some 60 kB each.
 _KEPT = 2048
 
+
 def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any, psf: Any,
                       noises: Sequence[EpochNoise], *, radius: float | None,
                       stamp_size: int | Sequence[int] | None = None,
@@ -86,8 +87,8 @@ def forced_photometry(difference: Any, variance: Any, flags: Any, positions: Any
         Share of the star's weight (sum of phi^2; light in the aperture) that may be masked; above it the flux is NaN.
     ready : dict, optional
         Empty at first. What is made of the stars and the reference, a fifth of the work on 32 images, is kept there for
-        the next stack with the same stars in the same order, PSF, radius, reference and covariance,
-        unless that is more than some 200 MB.
+        the next stack with the same stars in the same order, PSF, radius, reference and covariance, unless that is more
+        than some 200 MB.
 
     Returns
     -------

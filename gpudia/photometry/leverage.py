@@ -121,11 +121,11 @@ def fluxes_of(xp: Any, sums: dict[str, Sums], parts: dict[str, LinearVariance]) 
             found[name] = one.flux, parts[name].noise.astype(xp.float64) + parts[name].fit, one.excess
         return found, xp.zeros(len(next(iter(sums.values())).flux))
     pull = psf.share / xp.where(psf.white > 0, psf.white, xp.inf)  # white is 1 / phi^T W phi
-    leverage = pull * inner(parts["psf"].coordinates, parts["psf"].directions)
+    leverage = pull * parts["psf"].fit
     for name in sums:
         if name != "quiet":
             origin = "quiet" if name == "psf" and "quiet" in sums else name
-            lever = pull * inner(parts[origin].coordinates, parts["psf"].directions)
+            lever = leverage if origin == "psf" else pull * inner(parts[origin].coordinates, parts["psf"].directions)
             found[name] = _put_right(xp, sums[origin], parts[origin], lever)
     return found, leverage
 
